@@ -1,0 +1,92 @@
+"""Teach a CLIP model your classes from a handful of images.
+
+>>> import handful
+>>> clf = handful.ZeroShot("mini").fit(class_names=["accordion", "airplane"])
+>>> clf.classes_.tolist()
+['accordion', 'airplane']
+
+Everything public is listed in `__all__` and imported when it is first used, so that
+`import handful` and `handful --help` are quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from handful.backbones import Backbone, load_backbone
+    from handful.data import ImageSet, few_shot, read_split_zhou
+    from handful.errors import (
+        BackboneError,
+        CheckpointError,
+        DataError,
+        FingerprintError,
+        HandfulError,
+        NotFitted,
+        ParameterError,
+        SeamError,
+        WeightsUnavailable,
+    )
+    from handful.estimator import FewShotClassifier
+    from handful.features import Features, encode
+    from handful.methods import METHODS, LinearProbe, TipAdapter, ZeroShot, load
+    from handful.prompts import class_weights
+
+_ROOMS = {
+    "backbones": ("Backbone", "load_backbone"),
+    "data": ("ImageSet", "few_shot", "read_split_zhou"),
+    "errors": (
+        "BackboneError",
+        "CheckpointError",
+        "DataError",
+        "FingerprintError",
+        "HandfulError",
+        "NotFitted",
+        "ParameterError",
+        "SeamError",
+        "WeightsUnavailable",
+    ),
+    "estimator": ("FewShotClassifier",),
+    "features": ("Features", "encode"),
+    "methods": ("METHODS", "LinearProbe", "TipAdapter", "ZeroShot", "load"),
+    "prompts": ("class_weights",),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = [
+    "METHODS",
+    "Backbone",
+    "BackboneError",
+    "CheckpointError",
+    "DataError",
+    "Features",
+    "FewShotClassifier",
+    "FingerprintError",
+    "HandfulError",
+    "ImageSet",
+    "LinearProbe",
+    "NotFitted",
+    "ParameterError",
+    "SeamError",
+    "TipAdapter",
+    "WeightsUnavailable",
+    "ZeroShot",
+    "class_weights",
+    "encode",
+    "few_shot",
+    "load",
+    "load_backbone",
+    "read_split_zhou",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'handful' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"handful.{_ROOM_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,50 @@
+"""Frozen image-text models. Knows nothing of data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from handful.backbones.base import Backbone, Block, Tower
+
+__all__ = ["Backbone", "Block", "Tower", "load_backbone"]
+
+
+def load_backbone(
+    name: str | Path = "mini",
+    weights: str | Path | None = None,
+    *,
+    device: Any = "auto",
+    dtype: Any = "auto",
+) -> Backbone:
+    """Load a frozen image-text model.
+
+    Parameters
+    ----------
+    name
+        `"mini"`: embedded, no download, a demonstration model.
+        `"ViT-B-16/openai"`: an open_clip model and weights tag.
+        `"hf-hub:org/name"`: a model in open_clip's form on the Hugging Face hub.
+        `"config.json"`: a file in open_clip's config form, with `weights`.
+    weights
+        A safetensors file or a saved state dict that belongs to the config file.
+    device
+        `"auto"` (a GPU where there is one), or a torch device.
+    dtype
+        `"auto"` (float32 on the CPU; bfloat16 on a GPU if features keep a cosine of 0.999 to
+        float32), `"float32"` or `"bfloat16"`. Weights stay float32, products run in `dtype`.
+
+    Raises
+    ------
+    WeightsUnavailable
+        The weights are neither on this machine nor to be fetched.
+    BackboneError
+        Config and weights don't belong together, or OpenAI's weights would load without QuickGELU.
+    ParameterError
+        The name, device or dtype is unknown.
+    """
+    from handful.backbones import mini, openclip
+
+    if str(name) == "mini" and weights is None:
+        return mini.load(device=device, dtype=dtype)
+    return openclip.load(str(name), weights, device=device, dtype=dtype)

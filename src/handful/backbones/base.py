@@ -1,0 +1,280 @@
+"""What a backbone is to the rest of the house: two encoders, two towers, one fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from handful.errors import ParameterError, SeamError, unexpected
+
+COSINE_FLOOR = 0.999
+
+
+@dataclass(frozen=True)
+class Block:
+    """The seams of one transformer block, `x + ls1(attn(norm1 x))`, then `x + ls2(mlp(norm2 x))`."""
+
+    module: nn.Module
+    norm1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    scale1: nn.Module
+    scale2: nn.Module
+    out: nn.Linear
+    """The output projection of the attention."""
+    heads: int
+    project: Callable[[], tuple[Tensor, Tensor | None]]
+    """Gives the joint q, k, v weight `[3 D, D]` and bias `[3 D]`, live."""
+
+    @property
+    def qkv(self) -> tuple[Tensor, Tensor | None]:
+        """The joint projection's weight `[3 D, D]` and bias `[3 D]` or None."""
+        return self.project()
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One encoder's seams. A tower without blocks (a ResNet, a foreign text model) has none."""
+
+    side: Literal["image", "text"]
+    width: int
+    blocks: tuple[Block, ...] = ()
+    causal: bool = False
+    """A position never sees what comes after it, and the feature is read at the end of the text."""
+    context: int = 0
+    """Positions that the tower reads."""
+    embedding: nn.Module | None = None
+    """Token embedding (text) or patch embedding (image)."""
+    positions: Tensor | None = None
+    """Positional embedding `[L, D]`."""
+    class_token: Tensor | None = None
+    entry: nn.Module | None = None
+    """The module whose input is the tokens `[N, L, D]` on their way into the first block."""
+    before: nn.Module | None = None
+    """The norm before the first block, if any."""
+    final_norm: nn.Module | None = None
+    projection: Tensor | nn.Module | None = None
+    """From tower width to joint width: `[D, E]`, a Linear, or None."""
+    absent: str = ""
+    """Why there are no seams, when there are none."""
+
+    def require_blocks(self, wanted_by: str) -> tuple[Block, ...]:
+        """Give the blocks, or say why `wanted_by` can't work here."""
+        if not self.blocks:
+            raise SeamError(
+                f"{wanted_by} works inside the {self.side} tower, and this one has no transformer "
+                f"blocks to enter ({self.absent}). Use a ViT backbone, or a method that works on "
+                "features: TipAdapter, LinearProbe."
+            )
+        return self.blocks
+
+
+class Backbone:
+    """A frozen image-text model.
+
+    Made by `handful.load_backbone`. Never copied: `sklearn.clone` and `copy.deepcopy` give the
+    backbone itself, so any number of estimators share one.
+
+    Attributes
+    ----------
+    name
+        What `load_backbone` was given, so that a checkpoint can name it.
+    scale, bias
+        `exp(logit_scale)` and the logit bias (None for CLIP, a number for SigLIP).
+    text, image
+        The seams of the two towers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        transform: Callable[[Image.Image], Tensor],
+        augment: Callable[[tuple[float, float]], Callable[[Image.Image], Tensor]],
+        tokenizer: Callable[[list[str]], Tensor],
+        facts: dict[str, Any],
+        text: Tower,
+        image: Tower,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> None:
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.text, self.image = text, image
+        self.transform, self.augment, self.tokenizer = transform, augment, tokenizer
+        self.facts = facts
+        self.scale = float(_attribute(model, "logit_scale").exp())
+        logit_bias = getattr(model, "logit_bias", None)
+        self.bias = None if logit_bias is None else float(logit_bias)
+        self.device = choose_device(device)
+        self.model.to(self.device)
+        self.dtype = self._choose_dtype(dtype)
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"Backbone({self.name!r}, device='{self.device}', dtype='{dtype}')"
+
+    def __sklearn_clone__(self) -> Backbone:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
+        return self
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights and preprocessing: part of every cache key and checkpoint."""
+        hasher = hashlib.sha256(repr(sorted(self.facts.items())).encode())
+        for key, value in sorted(self.model.state_dict().items()):
+            hasher.update(f"{key} {tuple(value.shape)} {value.dtype} ".encode())
+            hasher.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return hasher.hexdigest()
+
+    @property
+    def image_size(self) -> int:
+        """The side of the square that the image tower reads, in pixels."""
+        size = _attribute(self.model, "visual").image_size
+        return int(size if isinstance(size, int) else size[0])
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Turn an RGB image into pixels `[3, H, W]`, as for testing."""
+        return self.transform(image)
+
+    def view(self, image: Image.Image, seed: int, scale: tuple[float, float]) -> Tensor:
+        """Augment an RGB image: a random crop of `scale` of its area, flipped half of the time.
+
+        The same seed gives the same view; the global random state is left as it was.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.augment(scale)(image)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Turn texts into tokens `[N, L]`.
+
+        Raises
+        ------
+        ParameterError
+            A text is longer than the tower reads; it would be cut without a word.
+        """
+        encode = getattr(self.tokenizer, "encode", None)
+        if encode is not None and self.text.context:
+            for text in texts:
+                length = len(encode(text)) + 2
+                if length > self.text.context:
+                    raise ParameterError(
+                        f"Got a text of {length} tokens, {text[:60]!r}..., the text tower reads "
+                        f"{self.text.context}. Shorten the class name or the template."
+                    )
+        return self.tokenizer(list(texts))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute in the backbone's dtype inside this block."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Encode pixels `[N, 3, H, W]` to raw (un-normalised) features `[N, E]` in float32."""
+        return self.encode_image_hidden(pixels)[0]
+
+    @torch.no_grad()
+    def encode_image_hidden(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encode pixels to features `[N, E]` and to the vector before the last projection `[N, H]`.
+
+        The second is None where the tower has no final linear projection.
+        """
+        with self.autocast():
+            hidden, project = split_projection(_attribute(self.model, "visual"), pixels.to(self.device))
+            features = project(hidden)
+        return features.float(), hidden.float() if hidden is not features else None
+
+    @torch.no_grad()
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Encode tokens `[N, L]` to raw (un-normalised) features `[N, E]` in float32."""
+        with self.autocast():
+            return _attribute(self.model, "encode_text")(tokens.to(self.device)).float()
+
+    def _choose_dtype(self, dtype: str | torch.dtype) -> torch.dtype:
+        """Take bf16 on a GPU that has it, if features keep their direction; float32 elsewhere."""
+        allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        if dtype != "auto":
+            wanted = allowed.get(str(dtype).removeprefix("torch."))
+            if wanted is None:
+                raise unexpected("dtype", dtype, "'auto', 'float32' or 'bfloat16'")
+            self.dtype = wanted
+            return wanted
+        self.dtype = torch.float32
+        if self.device.type == "cuda" and torch.cuda.is_bf16_supported():
+            if self.cosine_to_float32() >= COSINE_FLOOR:
+                return torch.bfloat16
+        return torch.float32
+
+    def cosine_to_float32(self, dtype: torch.dtype = torch.bfloat16) -> float:
+        """Smallest cosine between features in `dtype` and in float32, on four probe images."""
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.randn(4, 3, 8, 8, generator=generator)
+        probe = nn.functional.interpolate(coarse, (self.image_size,) * 2, mode="bicubic")
+        kept, exact = self.dtype, None
+        try:
+            self.dtype = torch.float32
+            exact = self.encode_image(probe)
+            self.dtype = dtype
+            return float(nn.functional.cosine_similarity(exact, self.encode_image(probe)).min())
+        finally:
+            self.dtype = kept
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    return getattr(module, name)
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Choose a GPU where there is one, for `"auto"`."""
+    if device != "auto":
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise unexpected("device", device, "'auto', 'cpu', 'cuda' or 'cuda:1'") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a CUDA build on a machine without a driver warns here
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def split_projection(visual: nn.Module, pixels: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Run an image tower up to its final projection, and give that projection as a function.
+
+    The tower runs once, with the identity in the projection's place; where it has no final linear
+    projection, the features come first and the function gives them back.
+    """
+    proj = getattr(visual, "proj", None)
+    if isinstance(proj, Tensor):  # open_clip's ViT: [H, E]
+        hidden = torch.func.functional_call(visual, {"proj": _eye(proj, 0)}, (pixels,))
+        return hidden, lambda x: x @ proj
+    attention_pool = getattr(visual, "attnpool", None)
+    if attention_pool is not None:  # ModifiedResNet: c_proj is Linear(H, E)
+        weight, bias = attention_pool.c_proj.weight, attention_pool.c_proj.bias
+        swapped = {
+            "attnpool.c_proj.weight": _eye(weight, 1),
+            "attnpool.c_proj.bias": bias.new_zeros(weight.shape[1]),
+        }
+        hidden = torch.func.functional_call(visual, swapped, (pixels,))
+        return hidden, lambda x: nn.functional.linear(x, weight, bias)
+    trunk, head = getattr(visual, "trunk", None), getattr(visual, "head", None)
+    if trunk is not None and head is not None and set(head._modules) == {"drop", "proj"}:
+        return trunk(pixels), head  # a timm tower that pools before its projection
+    return visual(pixels), lambda x: x
+
+
+def _eye(weight: Tensor, dim: int) -> Tensor:
+    return torch.eye(weight.shape[dim], dtype=weight.dtype, device=weight.device)
+

@@ -1,0 +1,276 @@
+"""Backbones from open_clip: by tag, from the Hugging Face hub, or from a config and a file."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from handful.backbones.base import Backbone, Block, Tower
+from handful.errors import BackboneError, WeightsUnavailable, unexpected
+
+WAYS_OUT = (
+    "Three ways out: name a model whose weights are already cached here "
+    '(load_backbone("ViT-B-16/openai") after one download on a machine with a network); give files, '
+    'load_backbone("config.json", weights="model.safetensors"); or use the embedded '
+    'demonstration model, load_backbone("mini").'
+)
+OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
+
+
+def load(name: str, weights: str | Path | None = None, **place: Any) -> Backbone:
+    """Load `model/tag`, `hf-hub:org/name`, or a config file with `weights=`."""
+    if weights is not None or name.endswith(".json"):
+        return _load_files(Path(name), weights, **place)
+    model_name, _, tag = name.partition("/") if not name.startswith("hf-hub:") else (name, "", "")
+    quick_gelu = False
+    if tag:
+        known = open_clip.list_models()
+        if model_name not in known:
+            raise unexpected(
+                "backbone", name, "'mini', an open_clip 'model/tag', 'hf-hub:org/name' or a config.json",
+                f"Models near it: {_near(model_name, known)}.",
+            )
+        tags = open_clip.list_pretrained_tags_by_model(model_name)
+        if tag not in tags:
+            raise unexpected("backbone", name, f"a tag of {model_name}: {tags}")
+        # OpenAI's weights were trained with QuickGELU; the plain config would load them wrongly.
+        quick_gelu = bool(open_clip.get_pretrained_cfg(model_name, tag).get("quick_gelu"))
+    elif not name.startswith("hf-hub:"):
+        raise unexpected(
+            "backbone", name, "'mini', an open_clip 'model/tag', 'hf-hub:org/name' or a config.json"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, _, _ = open_clip.create_model_and_transforms(
+                model_name, tag or None, force_quick_gelu=quick_gelu, require_pretrained=True
+            )
+            tokenizer = open_clip.get_tokenizer(model_name)
+    except Exception as error:  # whatever the hub's client raises without a network
+        raise WeightsUnavailable(
+            f"Got backbone={name!r}, and its weights are neither cached on this machine nor could "
+            f"they be fetched ({_last_line(error)}). {WAYS_OUT}"
+        ) from error
+    return wrap(name, model, tokenizer, model.visual.preprocess_cfg, **place)
+
+
+def _last_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    from difflib import get_close_matches
+
+    return get_close_matches(name, known, 4, 0.3)
+
+
+def _load_files(config: Path, weights: str | Path | None, **place: Any) -> Backbone:
+    """Load open_clip's config form, with or without the `model_cfg` wrapper, and a weights file."""
+    settings = read_config(config)
+    if weights is None:
+        raise BackboneError(
+            f'Got backbone={str(config)!r} without weights. Give weights="model.safetensors".'
+        )
+    if not Path(weights).is_file():
+        raise WeightsUnavailable(f"Got weights={str(weights)!r}, and there is no such file. {WAYS_OUT}")
+    model_cfg = dict(settings.get("model_cfg", settings))
+    try:
+        model = build(model_cfg)
+        state = open_clip.factory.load_state_dict(str(weights))
+        if OPENAI_MARKS <= set(state) and not model_cfg.get("quick_gelu"):
+            raise BackboneError(
+                f"{weights} holds OpenAI's weights, which were trained with QuickGELU, and {config} "
+                'does not say so: features would be wrong without a word. Add "quick_gelu": true.'
+            )
+        open_clip.load_checkpoint(model, str(weights))
+    except BackboneError:
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError, EOFError) as error:
+        raise BackboneError(
+            f"{weights} does not fit {config}: {_last_line(error)}. Give the config that belongs to "
+            "the weights, in open_clip's form."
+        ) from error
+    except Exception as error:  # pickle's own family, when weights_only refuses a file
+        raise BackboneError(
+            f"{weights} can't be read as weights ({_last_line(error)}). Give a safetensors file, or "
+            "a state dict saved by torch.save."
+        ) from error
+    tokenizer = build_tokenizer(model_cfg["text_cfg"], config.parent)
+    preprocess = dict(settings.get("preprocess_cfg", {}), size=model.visual.image_size)
+    name = json.dumps({"config": str(config), "weights": str(weights)})
+    return wrap(name, model, tokenizer, preprocess, **place)
+
+
+def read_config(config: Path) -> dict[str, Any]:
+    """Read a model config in open_clip's JSON form."""
+    try:
+        settings = json.loads(config.read_text())
+    except OSError as error:
+        raise BackboneError(f"Got config={str(config)!r}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise BackboneError(f"{config} is not JSON ({error}).") from error
+    inner = settings.get("model_cfg", settings) if isinstance(settings, dict) else {}
+    if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(inner):
+        raise BackboneError(
+            f"{config} is not an open_clip model config: expected embed_dim, vision_cfg and text_cfg, "
+            f"at the top or under model_cfg, got {sorted(inner)[:8]}."
+        )
+    return cast("dict[str, Any]", settings)
+
+
+def build(model_cfg: dict[str, Any]) -> nn.Module:
+    """Build `CLIP` or `CustomTextCLIP` with random weights from an open_clip model config."""
+    settings = dict(model_cfg)
+    custom = settings.pop("custom_text", False) or "hf_model_name" in settings["text_cfg"]
+    return cast(nn.Module, (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings))
+
+
+def build_tokenizer(text_cfg: dict[str, Any], folder: Path) -> Callable[[list[str]], Tensor]:
+    """Build the tokenizer that a text config asks for; a named one may lie beside the config."""
+    length = text_cfg.get("context_length", 77)
+    named = text_cfg.get("hf_tokenizer_name")
+    if not named:
+        return cast(
+            "Callable[[list[str]], Tensor]",
+            open_clip.SimpleTokenizer(context_length=length, **text_cfg.get("tokenizer_kwargs", {})),
+        )
+    from open_clip.tokenizer import HFTokenizer
+
+    source = str(folder) if (folder / "tokenizer.json").exists() else named
+    try:
+        return cast("Callable[[list[str]], Tensor]", HFTokenizer(source, context_length=length))
+    except Exception as error:
+        raise WeightsUnavailable(
+            f"The tokenizer {named!r} is not on this machine ({_last_line(error)}). Put its "
+            f"tokenizer.json beside the config in {folder}."
+        ) from error
+
+
+def wrap(
+    name: str, model: nn.Module, tokenizer: Callable[[list[str]], Tensor], preprocess: Any, **place: Any
+) -> Backbone:
+    """Give an open_clip model the house's interface."""
+    values = preprocess if isinstance(preprocess, dict) else vars(preprocess)
+    known = PreprocessCfg.__dataclass_fields__
+    settings = PreprocessCfg(**{key: value for key, value in values.items() if key in known})
+    test = image_transform_v2(settings, is_train=False)
+
+    def augment(scale: tuple[float, float]) -> Callable[[Image.Image], Tensor]:
+        return _Flipped(image_transform_v2(settings, is_train=True, aug_cfg={"scale": scale}))
+
+    facts = {key: str(getattr(settings, key)) for key in known} | {"tokenizer": type(tokenizer).__name__}
+    text, image = text_tower(model), image_tower(cast(nn.Module, model.visual))
+    return Backbone(name, model, test, augment, tokenizer, facts, text, image, **place)
+
+
+class _Flipped:
+    """Random resized crop (bicubic), then a horizontal flip half of the time."""
+
+    def __init__(self, crop: Callable[[Image.Image], Tensor]) -> None:
+        self.crop = crop
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        pixels = self.crop(image)
+        return pixels.flip(-1) if torch.rand(()) < 0.5 else pixels
+
+
+def text_tower(model: nn.Module) -> Tower:
+    """Find the seams of the text tower of `CLIP` or `CustomTextCLIP`."""
+    tower = cast(Any, getattr(model, "text", model))
+    if not hasattr(tower, "transformer") or not hasattr(tower, "token_embedding"):
+        width = int(getattr(getattr(tower, "config", None), "hidden_size", 0))
+        return Tower("text", width, absent=f"it is a {type(tower).__name__}")
+    blocks = tuple(_block(block) for block in tower.transformer.resblocks)
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", "argmax"))
+    has_class = getattr(tower, "cls_emb", None) is not None
+    plain = all(block is not None for block in blocks)
+    return Tower(
+        "text",
+        width=int(tower.token_embedding.weight.shape[1]),
+        blocks=tuple(block for block in blocks if block) if plain else (),
+        causal=tower.attn_mask is not None and pool in ("argmax", "eos") and not has_class,
+        context=int(tower.context_length),
+        embedding=tower.token_embedding,
+        positions=tower.positional_embedding,
+        entry=tower.transformer,
+        final_norm=tower.ln_final,
+        projection=tower.text_projection,
+        absent="" if plain else "its blocks are of open_clip's custom kind",
+    )
+
+
+def image_tower(visual: nn.Module) -> Tower:
+    """Find the seams of a ViT of open_clip or timm; a ResNet has none."""
+    v = cast(Any, visual)
+    if hasattr(v, "transformer") and hasattr(v, "conv1"):
+        blocks = [_block(block) for block in v.transformer.resblocks]
+        plain = all(blocks)
+        return Tower(
+            "image",
+            width=int(v.positional_embedding.shape[1]),
+            blocks=tuple(block for block in blocks if block) if plain else (),
+            context=int(v.positional_embedding.shape[0]),
+            embedding=v.conv1,
+            positions=v.positional_embedding,
+            class_token=v.class_embedding,
+            entry=v.transformer,
+            before=v.ln_pre,
+            final_norm=v.ln_post,
+            projection=v.proj,
+            absent="" if plain else "its blocks are of open_clip's custom kind",
+        )
+    trunk = getattr(v, "trunk", None)
+    if trunk is not None and isinstance(getattr(trunk, "blocks", None), nn.Sequential):
+        blocks = [_timm_block(block) for block in trunk.blocks]
+        if all(blocks) and isinstance(getattr(trunk, "pos_embed", None), Tensor):
+            return Tower(
+                "image",
+                width=int(trunk.embed_dim),
+                blocks=tuple(block for block in blocks if block),
+                context=int(trunk.pos_embed.shape[1]),
+                embedding=trunk.patch_embed,
+                positions=trunk.pos_embed[0],
+                class_token=None if trunk.cls_token is None else trunk.cls_token[0, 0],
+                entry=trunk.blocks,
+                before=trunk.norm_pre,
+                final_norm=trunk.norm,
+                projection=getattr(v.head, "proj", None),
+            )
+    width = int(getattr(v, "output_dim", 0) or getattr(trunk, "num_features", 0))
+    return Tower("image", width, absent=f"it is a {type(trunk or visual).__name__}")
+
+
+def _block(module: nn.Module) -> Block | None:
+    """Name the parts of open_clip's `ResidualAttentionBlock`."""
+    b = cast(Any, module)
+    if not isinstance(getattr(b, "attn", None), nn.MultiheadAttention):
+        return None
+    attn = b.attn
+    return Block(
+        module, b.ln_1, b.ln_2, b.mlp, b.ls_1, b.ls_2, attn.out_proj, int(attn.num_heads),
+        lambda: (attn.in_proj_weight, attn.in_proj_bias),
+    )  # fmt: skip
+
+
+def _timm_block(module: nn.Module) -> Block | None:
+    """Name the parts of timm's pre-norm `Block`."""
+    b = cast(Any, module)
+    attn = getattr(b, "attn", None)
+    if attn is None or not all(hasattr(attn, part) for part in ("qkv", "proj", "num_heads")):
+        return None
+    if any(not isinstance(getattr(attn, norm, None), nn.Identity | None) for norm in ("q_norm", "k_norm", "norm")):
+        return None
+    return Block(
+        module, b.norm1, b.norm2, b.mlp, b.ls1, b.ls2, attn.proj, int(attn.num_heads),
+        lambda: (attn.qkv.weight, attn.qkv.bias),
+    )  # fmt: skip

@@ -1,0 +1,251 @@
+"""The command line: `handful demo | fit | predict | evaluate | info`.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 it failed, 2 the call was
+wrong, 130 interrupted. Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from handful.data import ImageSet
+
+app = typer.Typer(
+    name="handful",
+    help="Teach a CLIP model your classes from a handful of images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[Path, typer.Argument(help="A folder that `handful fit` wrote.")]
+Data = Annotated[
+    Path, typer.Argument(help="A folder of class folders, or a CSV or JSONL with path and label.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+OnError = Annotated[str, typer.Option(help="What bad files do: raise, or skip with a report.")]
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _read(data: Path, on_error: str) -> ImageSet:
+    from handful.data import ImageSet
+    from handful.errors import unexpected
+
+    if on_error not in ("raise", "skip"):
+        raise unexpected("on_error", on_error, "'raise' or 'skip'")
+    read = ImageSet.from_folder if data.is_dir() or not data.suffix else ImageSet.from_table
+    images = read(data, on_error="skip" if on_error == "skip" else "raise")
+    _say(f"{data}: {images.report}, {len(images.class_names)} classes")
+    return images
+
+
+def _parameters(pairs: list[str]) -> dict[str, Any]:
+    """Read `name=value`, the value as JSON where it is, as a word where it isn't."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"got {pair!r}, expected name=value, as in alpha=2.0")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where to write images, picture and classifier.")] = Path(
+        "handful-demo"
+    ),
+) -> None:
+    """Compare all methods on real handwritten digits, offline, in a few minutes."""
+    from rich.console import Console
+
+    from handful.cli.demo import run_demo
+
+    out.mkdir(parents=True, exist_ok=True)
+    run_demo(out, Console(width=None if sys.stdout.isatty() else 110), _say)
+
+
+@app.command()
+def fit(
+    folder: Data,
+    method: Annotated[str, typer.Option(help="zero-shot, linear-probe, tip-adapter, or pkg.module:Class.")] = "tip-adapter",
+    backbone: Annotated[str, typer.Option(help="mini, model/tag, hf-hub:org/name, or a config.json.")] = "mini",
+    weights: Annotated[Path | None, typer.Option(help="The weights, for a config.json.")] = None,
+    shots: Annotated[int | None, typer.Option(min=1, help="Draw this many images per class; all by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Which draw: CoOp's for this seed.")] = 1,
+    param: Annotated[list[str] | None, typer.Option("--param", "-p", help="A parameter of the method, name=value; repeatable.")] = None,
+    out: Annotated[Path, typer.Option(help="Where to save the classifier.")] = Path("handful-model"),
+    on_error: OnError = "raise",
+    as_json: AsJson = False,
+) -> None:
+    """Learn classes from images, and save the classifier."""
+    import time
+
+    from handful import few_shot, load_backbone
+    from handful.errors import unexpected
+    from handful.methods import find_method
+
+    cls = find_method(method)
+    parameters = _parameters(param or [])
+    known = sorted(set(cls._get_param_names()) - {"backbone"})
+    for name in parameters:
+        if name not in known:
+            raise unexpected("--param", name, f"a parameter of {method}: {known}")
+    images = _read(folder, on_error)
+    support = few_shot(images, shots, seed) if shots else images
+    model = load_backbone(backbone, weights=weights)
+    start = time.perf_counter()
+    clf = cls(model, **parameters).fit(support)  # type: ignore[call-arg]
+    seconds = time.perf_counter() - start
+    clf.save(out)
+    for note in clf.notes_:
+        _say(f"note: {note}")
+    facts = {
+        "model": str(out),
+        "method": method,
+        "images": len(support),
+        "classes": len(clf.class_names_),
+        "selection": clf.selection_,
+        "selected": clf.selected_,
+        "seconds": round(seconds, 2),
+    }
+    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
+
+
+@app.command()
+def predict(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is on images."""
+    from handful import load
+    from handful.data import decode
+    from handful.errors import DataError
+
+    clf = load(model)
+    good, bad, results = [], [], []
+    for path in images:
+        try:
+            decode(path)
+            good.append(path)
+        except DataError as error:
+            bad.append(str(error))
+    if good:
+        for path, row in zip(good, clf.predict_proba(good), strict=True):
+            order = row.argsort()[::-1][:top]
+            answers = [{"class": str(clf.classes_[c]), "probability": round(float(row[c]), 6)} for c in order]
+            results.append({"image": str(path), "predictions": answers})
+    if as_json:
+        typer.echo(json.dumps({"results": results, "errors": bad}, ensure_ascii=False))
+    else:
+        for result in results:
+            shown = ", ".join(f"{a['class']} {100 * a['probability']:.1f} %" for a in result["predictions"])  # type: ignore[index, operator, call-overload]
+            typer.echo(f"{result['image']}: {shown}")
+    for error_text in bad:
+        _say(f"error: {error_text}")
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(model: Model, folder: Data, on_error: OnError = "raise", as_json: AsJson = False) -> None:
+    """Measure a classifier on labelled images, beside zero-shot."""
+    import numpy as np
+
+    from handful import ZeroShot, encode, load
+    from handful.metrics import accuracy, per_class_accuracy
+
+    clf = load(model)
+    images = _read(folder, on_error)
+    truth = clf.match(images.class_names)[images.labels]
+    backbone = clf._backbone(needed=True)
+    assert backbone is not None
+    features = encode(backbone, images)
+    predicted = clf.decision_function(features).argmax(1)
+    templates = getattr(clf, "templates", "default")
+    zero = ZeroShot(backbone, templates=templates).fit(class_names=clf.class_names_)
+    by_class = per_class_accuracy(predicted, truth, len(clf.class_names_))
+    facts = {
+        "accuracy": accuracy(predicted, truth),
+        "zero_shot": accuracy(zero.decision_function(features).argmax(1), truth),
+        "images": len(images),
+        "classes": len(clf.class_names_),
+        "method": clf.method,
+        "selection": clf.selection_,
+        "per_class": {
+            name: float(value)
+            for name, value in zip(clf.class_names_, by_class, strict=True)
+            if not np.isnan(value)
+        },
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    typer.echo(f"accuracy {100 * facts['accuracy']:.2f} %   ({clf.method}, selection: {clf.selection_})")  # type: ignore[operator]
+    typer.echo(f"zero-shot {100 * facts['zero_shot']:.2f} %   ({len(images)} images, {facts['classes']} classes)")  # type: ignore[operator]
+    worst = sorted(facts["per_class"].items(), key=lambda item: item[1])[:5]  # type: ignore[attr-defined]
+    typer.echo("worst classes: " + ", ".join(f"{name} {100 * value:.0f} %" for name, value in worst))
+
+
+@app.command()
+def info(
+    model: Annotated[Path | None, typer.Argument(help="A folder that `handful fit` wrote.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a saved classifier is; without one, what this installation has."""
+    if model is not None:
+        from handful import checkpoint
+
+        _, facts = checkpoint.read(model)
+    else:
+        from handful import METHODS, __version__, load_backbone
+        from handful.features import cache_folder
+
+        mini = load_backbone("mini")
+        facts = {
+            "handful": __version__,
+            "methods": sorted(METHODS),
+            "device": str(mini.device),
+            "cache": str(cache_folder()),
+            "mini": {"fingerprint": mini.fingerprint, "image_size": mini.image_size},
+        }
+    if as_json:
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    for key, value in facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        typer.echo(f"{key}: {shown}")
+
+
+def main() -> None:
+    """Run the command line, and turn errors into one line and an exit code."""
+    from handful.errors import HandfulError
+
+    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+    try:
+        app()
+    except HandfulError as error:
+        _say(f"error: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

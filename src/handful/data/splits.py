@@ -1,0 +1,125 @@
+"""Splits and few-shot draws, item by item as CoOp makes them (methods.md §0.5)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from handful.data.images import ImageSet
+from handful.errors import DataError, unexpected
+
+
+def read_table(table: Path) -> list[tuple[Path, str]]:
+    """Read rows of path and label from CSV or JSONL."""
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Got table={str(table)!r}, expected a readable UTF-8 file: {error}") from error
+    rows: list[tuple[Path, str]] = []
+    for number, row in _rows(table, text):
+        path, label = row.get("path"), row.get("label")
+        if not path or label in (None, ""):
+            raise DataError(
+                f"{table}, row {number}: expected the columns path and label, got {sorted(row)}."
+            )
+        rows.append((table.parent / str(path), str(label)))
+    if not rows:
+        raise DataError(f"{table} has no rows. Write a header `path,label` and a line for each image.")
+    return rows
+
+
+def _rows(table: Path, text: str) -> list[tuple[int, dict[str, object]]]:
+    if table.suffix.lower() == ".csv":
+        return [(i, dict(row)) for i, row in enumerate(csv.DictReader(text.splitlines()), 2)]
+    if table.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise unexpected("table", str(table), "a file that ends in .csv or .jsonl")
+    found: list[tuple[int, dict[str, object]]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{table}, line {number}: not JSON ({error}).") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{table}, line {number}: expected an object, got {line[:40]!r}.")
+            found.append((number, row))
+    return found
+
+
+def read_split_zhou(file: str | Path, images: str | Path) -> dict[str, ImageSet]:
+    """Read a CoOp `split_zhou_*.json`: `{"train": [[path, label, name], ...], "val", "test"}`.
+
+    Parameters
+    ----------
+    file
+        The JSON file.
+    images
+        The folder that its paths start from.
+
+    Returns
+    -------
+    dict
+        `"train"`, `"val"`, `"test"`; the class list is the training list's, sorted by label, and
+        the order of items is the file's (a draw depends on it).
+    """
+    try:
+        parts = json.loads(Path(file).read_text())
+        table = {int(label): str(name) for _, label, name in parts["train"]}
+        names = tuple(table[label].replace("_", " ") for label in range(len(table)))
+        return {
+            part: ImageSet(
+                tuple(Path(images) / path for path, _, _ in parts[part]),
+                np.array([label for _, label, _ in parts[part]], dtype=int),
+                names,
+            )
+            for part in ("train", "val", "test")
+        }
+    except OSError as error:
+        raise DataError(f"Got file={str(file)!r}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{file} is not a CoOp split: expected {{"train": [[path, label, name], ...], "val": '
+            f'..., "test": ...}} with labels 0, 1, 2, ... ({type(error).__name__}: {error}).'
+        ) from error
+
+
+def draw(labels: Sequence[int] | np.ndarray, shots: int, seed: int, val_labels: Sequence[int] | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """Draw `shots` images of each class, exactly as CoOp does for the same seed.
+
+    Classes come in the order of their first appearance, items from Python's `random.sample`, all of
+    a class that has fewer; validation items (`min(shots, 4)` of each class) come afterwards from the
+    same generator.
+
+    Returns
+    -------
+    train, val
+        Rows of `labels` and of `val_labels` (empty when there are none), in drawing order.
+    """
+    if shots < 1:
+        raise unexpected("shots", shots, "an integer >= 1")
+    generator = random.Random(seed)
+    train = _sample(labels, shots, generator)
+    val = _sample([] if val_labels is None else val_labels, min(shots, 4), generator)
+    return train, val
+
+
+def _sample(labels: Sequence[int] | np.ndarray, count: int, generator: random.Random) -> np.ndarray:  # type: ignore[type-arg]
+    rows_of: dict[int, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows_of.setdefault(int(label), []).append(row)
+    chosen = [
+        row
+        for rows in rows_of.values()
+        for row in (generator.sample(rows, count) if len(rows) >= count else rows)
+    ]
+    return np.array(chosen, dtype=int)
+
+
+def few_shot(images: ImageSet, shots: int, seed: int = 1) -> ImageSet:
+    """Draw a support set of `shots` images for each class (CoOp's draw for this seed)."""
+    return images[draw(images.labels, shots, seed)[0]]

@@ -1,0 +1,292 @@
+"""Encode once: raw image features, cached on disk by content.
+
+A store is a folder for one way of encoding (backbone fingerprint, dtype, views, seed, crop scale);
+it holds shards `<hash>.safetensors` with the digests of the images beside their features. A shard is
+written to a unique temporary file and renamed, so two processes may write at once; only images that
+no shard holds are encoded, and a run that was interrupted goes on from its last shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from handful.backbones.base import Backbone
+from handful.data.images import MOST_SHOWN, ImageSet, decode, digest, in_threads
+from handful.errors import DataError, unexpected
+from handful.files import write_atomically
+from handful.types import ImageLike
+
+LAYOUT = 1
+BATCH = 64
+SHARD = 2048
+CROP_SCALE = (0.5, 1.0)
+"""Area of a view's random crop; Tip-Adapter's recipe. CoOp's is (0.08, 1) (methods.md §0.3)."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Raw, un-normalised image features.
+
+    Attributes
+    ----------
+    values
+        `[N, V, E]`; V is 1 without augmented views.
+    hidden
+        `[N, V, H]`, the vector before the tower's final projection, where there is one.
+    fingerprint
+        Of the backbone that made them; empty if unknown.
+    """
+
+    values: Tensor
+    hidden: Tensor | None = None
+    fingerprint: str = ""
+
+    @classmethod
+    def from_array(cls, values: Any, fingerprint: str = "") -> Features:
+        """Take features `[N, E]` or `[N, V, E]` that were computed elsewhere."""
+        tensor = torch.as_tensor(np.asarray(values) if not isinstance(values, Tensor) else values)
+        if tensor.ndim not in (2, 3) or 0 in tensor.shape[1:] or not tensor.dtype.is_floating_point:
+            raise DataError(
+                f"Got features of shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected "
+                "floating point [N, E] or [N, V, E]."
+            )
+        if not torch.isfinite(tensor).all():
+            raise DataError("Got features that hold NaN or infinity, expected finite numbers.")
+        tensor = tensor.detach().float()
+        return cls(tensor if tensor.ndim == 3 else tensor[:, None], None, fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> Features:
+        """Choose rows: `features[[3, 1, 4]]`."""
+        chosen = torch.as_tensor(np.asarray(rows, dtype=int))
+        hidden = None if self.hidden is None else self.hidden[chosen]
+        return Features(self.values[chosen], hidden, self.fingerprint)
+
+    def pooled(self) -> Tensor:
+        """One raw vector for each image: the mean over its views, `[N, E]`."""
+        return self.values.mean(1)
+
+    def directions(self) -> Tensor:
+        """One unit vector for each image: the mean of its raw views, then normalised, `[N, E]`."""
+        return F.normalize(self.pooled(), dim=-1)
+
+
+def cache_folder() -> Path:
+    """Where features are cached: `$HANDFUL_CACHE`, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("HANDFUL_CACHE") or Path(base) / "handful")
+
+
+class Store:
+    """Features on disk, for one way of encoding."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, wanted: set[str]) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Find the wanted digests; a shard that can't be read counts as absent."""
+        found: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            if wanted <= found.keys():
+                break
+            try:
+                with safetensors.safe_open(shard, "pt") as file:
+                    names = [row.numpy().tobytes().hex() for row in file.get_tensor("digests")]
+                    rows = [row for row, name in enumerate(names) if name in wanted]
+                    if not rows:
+                        continue
+                    values = file.get_tensor("values")[rows]
+                    hidden = file.get_tensor("hidden")[rows] if "hidden" in file.keys() else None  # noqa: SIM118
+            except (SafetensorError, OSError) as error:
+                warnings.warn(f"Leaving out a damaged cache file, {shard}: {error}", stacklevel=4)
+                continue
+            for place, row in enumerate(rows):
+                found[names[row]] = (values[place], None if hidden is None else hidden[place])
+        return found
+
+    def write(self, rows: dict[str, tuple[Tensor, Tensor | None]]) -> None:
+        """Add a shard; a full or read-only disk costs the cache, not the run."""
+        from safetensors.torch import save
+
+        digests = torch.tensor([list(bytes.fromhex(name)) for name in rows], dtype=torch.uint8)
+        tensors = {"digests": digests, "values": torch.stack([value for value, _ in rows.values()])}
+        hidden = [h for _, h in rows.values() if h is not None]
+        if len(hidden) == len(rows):
+            tensors["hidden"] = torch.stack(hidden)
+        name = hashlib.sha256("".join(rows).encode()).hexdigest()[:32]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / f"{name}.safetensors", save(tensors))
+        except OSError as error:
+            warnings.warn(f"Features are not cached in {self.folder}: {error}", stacklevel=4)
+
+
+def encode(
+    backbone: Backbone,
+    images: ImageSet | Iterable[ImageLike],
+    *,
+    views: int = 0,
+    seed: int = 0,
+    crop_scale: tuple[float, float] = CROP_SCALE,
+    cache: bool = True,
+    progress: bool | None = None,
+) -> Features:
+    """Encode images to raw features, each image once for each way of encoding.
+
+    Parameters
+    ----------
+    backbone
+        Any backbone.
+    images
+        Paths, PIL images, byte arrays, or an `ImageSet`.
+    views
+        0: the image as for testing. V >= 1: V augmented views of it (random crop and flip).
+    seed
+        Of the views. A view depends on the image's content, the seed and the view's number.
+    crop_scale
+        Smallest and largest area of a view's crop, as a share of the image.
+    cache
+        Read and write the disk cache (see `cache_folder`).
+    progress
+        Show a bar on stderr; None shows it on a terminal.
+
+    Returns
+    -------
+    Features
+        `values [N, max(V, 1), E]` and, where the tower has them, `hidden [N, max(V, 1), H]`.
+
+    Raises
+    ------
+    DataError
+        Some images can't be read: all of them in one error. What was encoded stays cached.
+    """
+    if isinstance(views, bool) or not isinstance(views, int) or views < 0:
+        raise unexpected("views", views, "an integer >= 0")
+    items = tuple(images.items if isinstance(images, ImageSet) else images)
+    if not items:
+        raise DataError("Got no images, expected at least one.")
+    digests, failures = _digests(items)
+    way = [LAYOUT, backbone.fingerprint, str(backbone.dtype), views]
+    way += [seed, *crop_scale] if views else []
+    store = Store(cache_folder() / "features" / hashlib.sha256(json.dumps(way).encode()).hexdigest()[:32])
+    found = store.read(set(digests)) if cache else {}
+    missing = {name: item for name, item in zip(digests, items, strict=True) if name and name not in found}
+    with _bar(len(missing), progress) as advance:
+        fresh: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for batch in _batches(list(missing.items()), BATCH):
+            good, bad = _decode_all(batch)
+            failures += bad
+            if good:
+                fresh |= _encode_batch(backbone, good, views, seed, crop_scale)
+            advance(len(batch))
+            if cache and len(fresh) >= SHARD:
+                store.write(fresh)
+                found |= fresh
+                fresh = {}
+        if cache and fresh:
+            store.write(fresh)
+        found |= fresh
+    if failures:
+        shown = "\n".join(f"  {failure}" for failure in failures[:MOST_SHOWN])
+        raise DataError(f"{len(failures)} of {len(items)} images can't be read:\n{shown}")
+    rows = [found[name] for name in digests]
+    hidden = [h for _, h in rows if h is not None]
+    return Features(
+        torch.stack([value for value, _ in rows]),
+        torch.stack(hidden) if len(hidden) == len(rows) else None,
+        backbone.fingerprint,
+    )
+
+
+def _digests(items: Sequence[ImageLike]) -> tuple[list[str], list[str]]:
+    """Digests in order ("" where an item can't be read), and what was wrong."""
+
+    def one(item: ImageLike) -> tuple[str, str]:
+        try:
+            return digest(item), ""
+        except DataError as error:
+            return "", str(error)
+
+    pairs = list(in_threads(one, items))
+    return [name for name, _ in pairs], [error for _, error in pairs if error]
+
+
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _decode_all(batch: list[tuple[str, ImageLike]]) -> tuple[list[tuple[str, Image.Image]], list[str]]:
+    def one(pair: tuple[str, ImageLike]) -> tuple[str, Image.Image | None, str]:
+        try:
+            return pair[0], decode(pair[1]), ""
+        except DataError as error:
+            return pair[0], None, str(error)
+
+    decoded = list(in_threads(one, batch))
+    return [(name, image) for name, image, _ in decoded if image], [e for _, _, e in decoded if e]
+
+
+def _encode_batch(
+    backbone: Backbone,
+    images: list[tuple[str, Image.Image]],
+    views: int,
+    seed: int,
+    crop_scale: tuple[float, float],
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Encode decoded images, all their views, in batches of `BATCH` pixels tensors."""
+    if views:
+        pixels = [
+            backbone.view(image, _view_seed(name, seed, view), crop_scale)
+            for name, image in images
+            for view in range(views)
+        ]
+    else:
+        pixels = [backbone.preprocess(image) for _, image in images]
+    parts = [backbone.encode_image_hidden(torch.stack(part)) for part in _batches(pixels, BATCH)]
+    shape = (len(images), max(views, 1), -1)
+    values = torch.cat([value.cpu() for value, _ in parts]).view(shape)
+    hiddens = [h.cpu() for _, h in parts if h is not None]
+    hidden = torch.cat(hiddens).view(shape) if hiddens else None
+    return {
+        name: (values[row], None if hidden is None else hidden[row])
+        for row, (name, _) in enumerate(images)
+    }
+
+
+def _view_seed(name: str, seed: int, view: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{name} {seed} {view}".encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def _bar(total: int, progress: bool | None) -> Iterator[Any]:
+    """Give a function that advances a bar on stderr."""
+    if not total or not (sys.stderr.isatty() if progress is None else progress):
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("Encoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,174 @@
+"""What stays after fitting: tensors, a few numbers, and logits from features.
+
+A head is one of three kinds. All take unit or raw features `[N, E]` as they say, and give logits
+`[N, C]`. `tensors()` and `settings()` are what a checkpoint stores; `HEADS[kind].restore` checks
+names, shapes and dtypes before it builds anything.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from handful.errors import CheckpointError
+
+CHUNK = 16_384
+"""Cached keys that a cache head looks at together: bounds the memory over a million keys."""
+
+
+class Head(Protocol):
+    """The one contract between methods, estimator, checkpoint, server and evaluator."""
+
+    kind: ClassVar[str]
+    needs: ClassVar[Literal["features", "pixels"]]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Give logits `[N, C]` for raw features `[N, E]`."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The learned tensors."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """The numbers beside them."""
+        ...
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], classes: int) -> Self:
+        """Build from what a checkpoint holds, or say what is wrong with it."""
+        ...
+
+
+@dataclass(frozen=True)
+class CosineHead:
+    """`scale * norm(f) @ W.T`: zero-shot CLIP and every method that ends in class weights."""
+
+    kind: ClassVar[str] = "cosine"
+    needs: ClassVar[Literal["features", "pixels"]] = "features"
+    class_weights: Tensor
+    scale: float
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Cosine to each class weight, times the scale."""
+        return self.scale * F.normalize(features, dim=-1) @ self.class_weights.T
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`class_weights [C, E]`, rows of unit norm."""
+        return {"class_weights": self.class_weights}
+
+    def settings(self) -> dict[str, Any]:
+        """`scale`, the inverse temperature."""
+        return {"scale": self.scale}
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], classes: int) -> Self:
+        """Check and build."""
+        _expect(tensors, {"class_weights": (classes, "E")})
+        return cls(tensors["class_weights"], _number(settings, "scale"))
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """`f @ W.T + b` on raw features: a linear probe."""
+
+    kind: ClassVar[str] = "linear"
+    needs: ClassVar[Literal["features", "pixels"]] = "features"
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Affine in the raw features."""
+        return features @ self.weight.T + self.bias
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`weight [C, E]` and `bias [C]`."""
+        return {"weight": self.weight, "bias": self.bias}
+
+    def settings(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], classes: int) -> Self:
+        """Check and build."""
+        _expect(tensors, {"weight": (classes, "E"), "bias": (classes,)})
+        return cls(tensors["weight"], tensors["bias"])
+
+
+@dataclass(frozen=True)
+class CacheHead:
+    """Class weights plus a key-value cache: Tip-Adapter (Zhang et al. 2022, equation 6)."""
+
+    kind: ClassVar[str] = "cache"
+    needs: ClassVar[Literal["features", "pixels"]] = "features"
+    class_weights: Tensor
+    keys: Tensor
+    labels: Tensor
+    scale: float
+    alpha: float
+    beta: float
+
+    def logits(self, features: Tensor) -> Tensor:
+        """`scale * x @ W.T + alpha * exp(-beta (1 - x @ keys.T)) @ one_hot(labels)`."""
+        x = F.normalize(features, dim=-1)
+        return self.scale * x @ self.class_weights.T + self.alpha * self.cache(x, self.beta)
+
+    def cache(self, x: Tensor, beta: float) -> Tensor:
+        """Sum each class's affinities to unit vectors `x [N, E]`, a chunk of keys at a time: `[N, C]`."""
+        sums = x.new_zeros(len(x), len(self.class_weights))
+        for keys, labels in zip(self.keys.split(CHUNK), self.labels.split(CHUNK), strict=True):
+            sums.index_add_(1, labels, torch.exp(-beta * (1 - x @ keys.T)))
+        return sums
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`class_weights [C, E]`, `keys [NK, E]` of unit norm, `labels [NK]` (int64)."""
+        return {"class_weights": self.class_weights, "keys": self.keys, "labels": self.labels}
+
+    def settings(self) -> dict[str, Any]:
+        """`scale`, `alpha` (residual ratio), `beta` (sharpness)."""
+        return {"scale": self.scale, "alpha": self.alpha, "beta": self.beta}
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], classes: int) -> Self:
+        """Check and build."""
+        _expect(tensors, {"class_weights": (classes, "E"), "keys": ("NK", "E"), "labels": ("NK",)})
+        labels = tensors["labels"]
+        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+            raise CheckpointError(f"The cache's labels leave 0 to {classes - 1}: the file is damaged.")
+        numbers = {name: _number(settings, name) for name in ("scale", "alpha", "beta")}
+        return cls(tensors["class_weights"], tensors["keys"], labels, **numbers)
+
+
+HEADS: dict[str, type[CosineHead | LinearHead | CacheHead]] = {
+    head.kind: head for head in (CosineHead, LinearHead, CacheHead)
+}
+
+
+def _expect(tensors: dict[str, Tensor], shapes: dict[str, tuple[int | str, ...]]) -> None:
+    """Check names, shapes (letters must agree with each other), dtypes and finiteness."""
+    if tensors.keys() != shapes.keys():
+        raise CheckpointError(f"Got tensors {sorted(tensors)}, expected {sorted(shapes)}.")
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        wanted = torch.int64 if name == "labels" else torch.float32
+        if tensor.dtype != wanted:
+            raise CheckpointError(f"Got {name} of {tensor.dtype}, expected {wanted}.")
+        known = [sizes.setdefault(d, s) if isinstance(d, str) else d for d, s in zip(shape, tensor.shape)]  # noqa: B905
+        if tensor.ndim != len(shape) or list(tensor.shape) != known:
+            raise CheckpointError(f"Got {name} of shape {list(tensor.shape)}, expected {list(shape)}.")
+        if wanted is torch.float32 and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{name} holds NaN or infinity: the file is damaged.")
+
+
+def _number(settings: dict[str, Any], name: str) -> float:
+    value = settings.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CheckpointError(f"Got {name}={value!r} in the head's settings, expected a finite number.")
+    return float(value)

@@ -1,0 +1,104 @@
+"""Linear-probe CLIP: logistic regression on raw image features (Radford et al. 2021, §3.2)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from handful.backbones import Backbone
+from handful.errors import unexpected
+from handful.estimator import FewShotClassifier, Task
+from handful.heads import LinearHead
+from handful.selection import check_selection, folds, search_c, smallest_class
+
+
+class LinearProbe(FewShotClassifier):
+    """Multinomial logistic regression on raw, projected features; reads no class names.
+
+    `selection="support"` searches C as CoOp's linear probe does, seven decades and then eight steps
+    of bisection (methods.md §1.2), scored by cross-validation inside the support set instead of on
+    a validation split. With one image per class there is nothing to hold out: the fixed C is used,
+    and `notes_` says so.
+
+    Parameters
+    ----------
+    backbone
+        A backbone, or the name of one; not needed for `Features`.
+    C
+        Inverse strength of the L2 penalty for `selection="fixed"`. The default is the one that
+        CLIP's README gives.
+    selection
+        `"support"` or `"fixed"`.
+    folds
+        At most this many folds.
+    views
+        Augmented views of each image to fit on; 0 takes the image itself.
+    seed
+        Of the views.
+    """
+
+    method: ClassVar[str] = "linear-probe"
+    uses_text: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: Backbone | str | None = None,
+        *,
+        C: float = 0.316,  # noqa: N803 (scikit-learn's name)
+        selection: Literal["support", "fixed"] = "support",
+        folds: int = 3,
+        views: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.C = C
+        self.selection = selection
+        self.folds = folds
+        self.views = views
+        self.seed = seed
+
+    def fit_head(self, task: Task) -> LinearHead:
+        """Choose C, then fit on the whole support set."""
+        check_selection(self.selection, ["support", "fixed"])
+        if not self.C > 0:
+            raise unexpected("C", self.C, "a number > 0")
+        x, y = task.support.values.numpy(), task.labels.numpy()  # [N, V, E], [N]
+        if len(np.unique(y)) < 2:
+            raise unexpected("labels", sorted(set(y.tolist())), "images of at least two classes")
+        c, shots = self.C, smallest_class(y)
+        if self.selection == "support" and shots > 1:
+            c = search_c(lambda c: self._cross_validate(x, y, c, min(shots, self.folds)))
+        elif self.selection == "support":
+            self.selection_ = "fixed"
+            self.notes_.append(f"One image of some class: C was not searched, C={c} was used.")
+        self.selected_ = {"C": c}
+        model = _fit(x, y, c)
+        weight, bias = model.coef_, model.intercept_
+        if len(weight) == 1:  # two classes: scikit-learn keeps one row
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        full_weight = np.zeros((len(task.class_names), x.shape[-1]), np.float32)
+        full_bias = np.full(len(task.class_names), -1e9, np.float32)  # a class without images
+        full_weight[model.classes_], full_bias[model.classes_] = weight, bias
+        return LinearHead(torch.from_numpy(full_weight), torch.from_numpy(full_bias))
+
+    @staticmethod
+    def _cross_validate(x: np.ndarray, y: np.ndarray, c: float, count: int) -> float:  # type: ignore[type-arg]
+        """Share of held-out images that are right; all views of an image leave together."""
+        right = sum(
+            int((_fit(x[fit], y[fit], c).predict(x[out].mean(1)) == y[out]).sum())
+            for fit, out in folds(y, count)
+        )
+        return right / len(y)
+
+
+def _fit(x: np.ndarray, y: np.ndarray, c: float) -> LogisticRegression:  # type: ignore[type-arg]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LogisticRegression(C=c, max_iter=1000).fit(
+            x.reshape(-1, x.shape[-1]), np.repeat(y, x.shape[1])
+        )

@@ -1,0 +1,46 @@
+"""Zero-shot CLIP: cosine to the text feature of each class name (Radford et al. 2021, §3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from handful.backbones import Backbone
+from handful.estimator import FewShotClassifier, Task
+from handful.heads import CosineHead
+
+
+class ZeroShot(FewShotClassifier):
+    """Zero-shot CLIP, one template or an ensemble of them. Learns nothing from images.
+
+    `logits = scale * norm(f) @ W.T`, where `W [C, E]` are the text features of the class names.
+
+    Parameters
+    ----------
+    backbone
+        A backbone, or the name of one.
+    templates
+        A text with `{}`, a list of such (an ensemble), or a name in the catalogue.
+
+    Examples
+    --------
+    >>> import handful
+    >>> clf = handful.ZeroShot("mini").fit(class_names=["cat", "dog"])
+    >>> clf.head_.class_weights.shape
+    torch.Size([2, 256])
+    """
+
+    method: ClassVar[str] = "zero-shot"
+
+    def __init__(
+        self,
+        backbone: Backbone | str | None = None,
+        *,
+        templates: str | Sequence[str] = "default",
+    ) -> None:
+        self.backbone = backbone
+        self.templates = templates
+
+    def fit_head(self, task: Task) -> CosineHead:
+        """Keep the text classifier as it is."""
+        return CosineHead(task.text_weights, task.scale)

@@ -1,0 +1,26 @@
+"""Figures of merit. Spreads are population standard deviations, as the field prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def accuracy(predicted: Sequence[Any] | NDArray[Any], truth: Sequence[Any] | NDArray[Any]) -> float:
+    """Share of right answers, 0 to 1 (top-1, every image counts alike)."""
+    return float(np.mean(np.asarray(predicted) == np.asarray(truth)))
+
+
+def per_class_accuracy(predicted: NDArray[Any], truth: NDArray[Any], classes: int) -> NDArray[np.float64]:
+    """Accuracy on each class `[C]`; NaN where a class has no image."""
+    right = np.bincount(truth, weights=predicted == truth, minlength=classes)
+    count = np.bincount(truth, minlength=classes)
+    return np.divide(right, count, out=np.full(classes, np.nan), where=count > 0)
+
+
+def mean_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and population standard deviation over draws."""
+    return float(np.mean(values)), float(np.std(values))

@@ -1,0 +1,91 @@
+"""Hold the library against golden values of the published code, key by key.
+
+    python tests/parity/replay.py FOLDER
+
+FOLDER is laid out as `../shared/golden` (any numbers, names and keys that its files give). Prints
+the error of every key against its tolerance, and the keys of methods that are not built yet. Exits
+with 1 if a compared key is off, or if a key of a delivered method went uncompared.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import handful
+from handful.methods import tip_adapter
+
+TOLERANCE = 1e-4
+DELIVERED = ("image_features", "text_features", "zero_shot.", "ensemble.", "tip.")
+INPUTS = ("images", "labels", "class_weights", "support", "val", "test", "support_labels", "val_labels",
+          "test_labels", "scale")  # fmt: skip
+
+Found = Iterator[tuple[str, float]]
+
+
+class Golden:
+    """A golden folder: tensors by key, and `meta.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        self.backbone = handful.load_backbone(
+            folder / "clip.json", weights=folder / "clip.safetensors", device="cpu"
+        )
+        self.tensors: dict[str, Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            if file.name != "clip.safetensors":
+                self.tensors |= load_file(file)
+
+    def error(self, key: str, ours: Tensor) -> tuple[str, float]:
+        """Largest absolute difference to the golden value of a key."""
+        theirs = self.tensors[key]
+        if theirs.shape != ours.shape:
+            return key, float("inf")
+        return key, float((ours.double() - theirs.double()).abs().max())
+
+
+def backbone_features(golden: Golden) -> Found:
+    """Image and text features, by both encoders."""
+    image = golden.backbone.encode_image(golden.tensors["images"])
+    yield golden.error("image_features", image)
+    names = [name.replace("_", " ") for name in golden.meta["class_names"]]
+    tokens = golden.backbone.tokenize([golden.meta["template"].format(name) for name in names])
+    yield golden.error("text_features", golden.backbone.encode_text(tokens))
+
+
+def zero_shot(golden: Golden) -> Found:
+    """One template, and the ensemble of several."""
+    names, meta = golden.meta["class_names"], golden.meta
+    clf = handful.ZeroShot(golden.backbone, templates=meta["template"]).fit(class_names=names)
+    features = golden.backbone.encode_image(golden.tensors["images"])
+    yield golden.error("zero_shot.logits", torch.from_numpy(clf.decision_function(features)))
+    ensemble = handful.ZeroShot(golden.backbone, templates=meta["ensemble_templates"]).fit(class_names=names)
+    yield golden.error("ensemble.class_weights", ensemble.head_.tensors()["class_weights"])
+    if "ensemble.logits" in golden.tensors:
+        yield golden.error("ensemble.logits", torch.from_numpy(ensemble.decision_function(features)))
+
+
+COMPARISONS: tuple[Callable[[Golden], Found], ...] = (backbone_features, zero_shot)
+
+
+def main() -> int:
+    """Replay a folder."""
+    if len(sys.argv) != 2:
+        print(__doc__)
+        return 2
+    golden = Golden(Path(sys.argv[1]))
+    errors = {key: error for compare in COMPARISONS for key, error in compare(golden)}
+    print(sorted(golden.tensors))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
