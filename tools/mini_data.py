@@ -74,9 +74,7 @@ def thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
                 for shift in ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))
             ]  # P2 .. P9: north, then clockwise
             neighbours = sum(p.astype(int) for p in ring)
-            turns = sum(
-                (~a & b).astype(int) for a, b in zip(ring, ring[1:] + ring[:1], strict=True)
-            )
+            turns = sum((~a & b).astype(int) for a, b in zip(ring, ring[1:] + ring[:1], strict=True))
             n, e, s, w = ring[0], ring[2], ring[4], ring[6]
             open_sides = ~(n & e & s) & ~(e & s & w) if step == 0 else ~(n & e & w) & ~(n & s & w)
             ink = ink & ~((neighbours >= 2) & (neighbours <= 6) & (turns == 1) & open_sides)
@@ -85,7 +83,7 @@ def thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def glyphs() -> list[tuple[str, NDArray[np.bool_], NDArray[np.float64]]]:
-    """Every digit and letter in the fonts that matplotlib ships: character, bitmap, skeleton points."""
+    """Every digit and letter in matplotlib's own fonts: character, bitmap, skeleton points."""
     fonts = sorted((Path(get_data_path()) / "fonts" / "ttf").glob("*.ttf"))
     latin = [
         font
@@ -149,7 +147,9 @@ def _coarse(canvas: Image.Image, rng: np.random.Generator) -> Image.Image:
     return small.resize((SIZE, SIZE), how)
 
 
-def _render(task: tuple[int, int, list[tuple[str, NDArray[np.bool_], NDArray[np.float64]]]]) -> tuple[NDArray[np.uint8], list[str]]:
+def _render(
+    task: tuple[int, int, list[tuple[str, NDArray[np.bool_], NDArray[np.float64]]]],
+) -> tuple[NDArray[np.uint8], list[str]]:
     seed, count, pool = task
     rng = np.random.default_rng(seed)
     images, names = [], []

@@ -38,8 +38,9 @@ def pack(checkpoint: Path) -> None:
         raise SystemExit("some weight does not fit float16")
     target = ASSETS / "model.safetensors"
     save_file(tensors, target)
-    size, beside = target.stat().st_size, sum(
-        value.numel() for key, value in tensors.items() if not key.startswith("token_embedding")
+    size, beside = (
+        target.stat().st_size,
+        sum(value.numel() for key, value in tensors.items() if not key.startswith("token_embedding")),
     )
     print(f"{target}: {size / 1e6:.1f} MB, {beside / 1e6:.2f} million parameters beside the token table")
     if size > LARGEST:
@@ -51,7 +52,10 @@ def probe(train: handful.ImageSet, test: handful.ImageSet, backbone: handful.Bac
     zero = handful.ZeroShot(backbone, templates=template).fit(class_names=train.class_names)
     features = handful.encode(backbone, test)
     truth = zero.match(test.class_names)[test.labels]
-    print(f"  zero-shot {100 * np.mean(zero.decision_function(features).argmax(1) == truth):.1f} %", end="; ")
+    print(
+        f"  zero-shot {100 * np.mean(zero.decision_function(features).argmax(1) == truth):.1f} %",
+        end="; ",
+    )
     scores = []
     for seed in (1, 2, 3):
         support = handful.few_shot(train, 16, seed)

@@ -4,9 +4,9 @@
 
 DATA_FOLDER holds the extracted `tiny_imagenet_train`, `imagenet_sample`, `emoji` and `phosphor`.
 The loss is CLIP's with several positives: the distinct texts of a batch are encoded once, an image
-is matched to the text of its concept, a text to all images of its concept (UniCL, Yang et al. 2022).
+is matched to the text of its concept, a text to all its images (UniCL, Yang et al. 2022).
 Images grow from 32 to 48 to 64 px; learning rate and size follow the share of time used.
-Writes `last.pt` every ten minutes and `model.safetensors` (see `tools/pack_mini.py`) at the end.
+Writes `last.pt` every ten minutes and at the end; `tools/pack_mini.py` packs and measures it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,25 @@ from torch import Tensor, nn
 from handful.backbones.stem import Stem
 
 CONFIG = Path(__file__).parents[1] / "src/handful/assets/mini/config.json"
-ANY = ("a photo of a {}.", "{}", "a {}", "{}.", "an image of a {}.", "a picture of the {}.", "a photo of the {}.")
+ANY = (
+    "a photo of a {}.",
+    "{}",
+    "a {}",
+    "{}.",
+    "an image of a {}.",
+    "a picture of the {}.",
+    "a photo of the {}.",
+)
 DRAWINGS = ("a drawing of a {}.", "an icon of a {}.", "an emoji of a {}.", "art of the {}.")
 CHARACTERS = ('a photo of the number: "{}".', "a printed {}.", "a handwritten {}.")
-SHARE = {"photos": 0.55, "sample": 0.05, "emoji": 0.13, "phosphor": 0.08, "digits": 0.13, "letters": 0.06}
+SHARE = {
+    "photos": 0.55,
+    "sample": 0.05,
+    "emoji": 0.13,
+    "phosphor": 0.08,
+    "digits": 0.13,
+    "letters": 0.06,
+}
 SIZES = ((0.42, 32), (0.72, 48), (1.0, 64))
 
 
@@ -45,7 +60,9 @@ def load_sources(data: Path, characters: int) -> list[Source]:
         read_captioned("emoji", data / "emoji"),
         read_captioned("phosphor", data / "phosphor"),
         render_characters("digits", characters, "0123456789", seed=1),
-        render_characters("letters", characters, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", seed=2),
+        render_characters(
+            "letters", characters, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", seed=2
+        ),
     ]
     torch.save(sources, cache)
     return sources
@@ -67,7 +84,7 @@ class Texts:
                     self.names.append(names)
                     self.templates.append(ANY)
                 row = row_of[key]
-                extra = DRAWINGS if source.name in DRAWN else ()
+                extra: tuple[str, ...] = DRAWINGS if source.name in DRAWN else ()
                 extra = CHARACTERS if source.name in ("digits", "letters") else extra
                 self.templates[row] = tuple(dict.fromkeys(self.templates[row] + extra))
                 lookup.append(row)
@@ -142,7 +159,7 @@ def encode_image(model: open_clip.CLIP, pixels: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, size: int, kinds: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Random resized crop, flip (not characters), colour, new backgrounds (drawings): `[N, 3, size, size]`."""
+    """Crop, flip (not characters), recolour, new backgrounds (drawings): `[N, 3, size, size]`."""
     count = len(images)
     x = images.permute(0, 3, 1, 2).float() / 255
     drawn = (kinds == 2) | (kinds == 3)
@@ -153,7 +170,9 @@ def augment(images: Tensor, size: int, kinds: Tensor, mean: Tensor, std: Tensor)
     white = white * (torch.rand(count, 1, 1, 1) < 0.5).float()
     x = x * (1 - white) + paper * white
     character = kinds >= 4
-    area = torch.where(character, torch.empty(count).uniform_(0.8, 1.5), torch.empty(count).uniform_(0.3, 1.05))
+    area = torch.where(
+        character, torch.empty(count).uniform_(0.8, 1.5), torch.empty(count).uniform_(0.3, 1.05)
+    )
     ratio = torch.exp(torch.empty(count).uniform_(-0.2, 0.2))
     half_w, half_h = (area * ratio).sqrt(), (area / ratio).sqrt()
     shift_x = (torch.rand(count) * 2 - 1) * (1 - half_w).abs()

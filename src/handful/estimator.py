@@ -22,7 +22,14 @@ from torch import Tensor
 from handful import checkpoint
 from handful.backbones import Backbone, load_backbone
 from handful.data.images import ImageSet, clean_name
-from handful.errors import CheckpointError, DataError, FingerprintError, NotFitted, ParameterError, unexpected
+from handful.errors import (
+    CheckpointError,
+    DataError,
+    FingerprintError,
+    NotFitted,
+    ParameterError,
+    unexpected,
+)
 from handful.features import Features, encode
 from handful.heads import HEADS, Head
 from handful.metrics import accuracy
@@ -144,7 +151,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.head_: Head = self.fit_head(Task(features, rows, names, text, scale))
         self.class_names_, self.classes_ = names, classes
         self.shots_ = np.bincount(rows.numpy(), minlength=len(names)).tolist() if images is not None else []
-        self.fingerprint_: str = backbone.fingerprint if backbone else features.fingerprint if features else ""
+        self.fingerprint_: str = (
+            backbone.fingerprint if backbone else features.fingerprint if features else ""
+        )
         return self
 
     def _labels(
@@ -184,7 +193,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if needed and self.backbone is None:
                 raise ParameterError(
                     f'{type(self).__name__} needs a backbone: pass handful.load_backbone("mini") or '
-                    'its name, or give fit(..., class_weights=) with features.'
+                    "its name, or give fit(..., class_weights=) with features."
                 )
             return self.backbone
         if not isinstance(self.backbone, str):
@@ -244,8 +253,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, images: Any) -> NDArray[Any]:
         """Give the most likely class of each image, `[N]`, in the form that `fit` was given."""
-        best: NDArray[Any] = self.classes_[self.decision_function(images).argmax(1)]
-        return best
+        rows = self.decision_function(images).argmax(1)
+        return self.classes_[rows]
 
     def score(self, images: Any, labels: Labels | None = None, sample_weight: Any = None) -> float:
         """Give the accuracy, 0 to 1; classes are matched by name."""
@@ -290,17 +299,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """What is known of the fitted classifier, as a checkpoint stores it."""
         head = self._fitted()
         backbone = self._backbone(needed=False)
-        parameters = {
-            key: value for key, value in self.get_params(deep=False).items() if key != "backbone"
-        }
+        parameters = {key: value for key, value in self.get_params(deep=False).items() if key != "backbone"}
         return {
             "method": self.method or f"{type(self).__module__}:{type(self).__qualname__}",
             "parameters": json.loads(json.dumps(parameters, default=list)),
             "class_names": list(self.class_names_),
             "classes": self.classes_.tolist(),
             "shots": self.shots_,
-            "backbone": {"name": backbone.name if backbone else None, "fingerprint": self.fingerprint_},
-            "templates": list(resolve_templates(getattr(self, "templates", "default"))) if self.uses_text else [],
+            "backbone": {
+                "name": backbone.name if backbone else None,
+                "fingerprint": self.fingerprint_,
+            },
+            "templates": list(resolve_templates(getattr(self, "templates", "default")))
+            if self.uses_text
+            else [],
             "selection": self.selection_,
             "selected": self.selected_,
             "notes": self.notes_,

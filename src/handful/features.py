@@ -235,7 +235,9 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
         yield items[start : start + size]
 
 
-def _decode_all(batch: list[tuple[str, ImageLike]]) -> tuple[list[tuple[str, Image.Image]], list[str]]:
+def _decode_all(
+    batch: list[tuple[str, ImageLike]],
+) -> tuple[list[tuple[str, Image.Image]], list[str]]:
     def one(pair: tuple[str, ImageLike]) -> tuple[str, Image.Image | None, str]:
         try:
             return pair[0], decode(pair[1]), ""
@@ -268,8 +270,7 @@ def _encode_batch(
     hiddens = [h.cpu() for _, h in parts if h is not None]
     hidden = torch.cat(hiddens).view(shape) if hiddens else None
     return {
-        name: (values[row], None if hidden is None else hidden[row])
-        for row, (name, _) in enumerate(images)
+        name: (values[row], None if hidden is None else hidden[row]) for row, (name, _) in enumerate(images)
     }
 
 
@@ -284,9 +285,20 @@ def _bar(total: int, progress: bool | None) -> Iterator[Any]:
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("Encoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("Encoding images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.advance(task, count)

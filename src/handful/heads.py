@@ -139,7 +139,7 @@ class CacheHead:
         """Check and build."""
         _expect(tensors, {"class_weights": (classes, "E"), "keys": ("NK", "E"), "labels": ("NK",)})
         labels = tensors["labels"]
-        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
             raise CheckpointError(f"The cache's labels leave 0 to {classes - 1}: the file is damaged.")
         numbers = {name: _number(settings, name) for name in ("scale", "alpha", "beta")}
         return cls(tensors["class_weights"], tensors["keys"], labels, **numbers)
@@ -160,8 +160,13 @@ def _expect(tensors: dict[str, Tensor], shapes: dict[str, tuple[int | str, ...]]
         wanted = torch.int64 if name == "labels" else torch.float32
         if tensor.dtype != wanted:
             raise CheckpointError(f"Got {name} of {tensor.dtype}, expected {wanted}.")
-        known = [sizes.setdefault(d, s) if isinstance(d, str) else d for d, s in zip(shape, tensor.shape)]  # noqa: B905
-        if tensor.ndim != len(shape) or list(tensor.shape) != known:
+        if tensor.ndim != len(shape):
+            raise CheckpointError(f"Got {name} of shape {list(tensor.shape)}, expected {list(shape)}.")
+        known = [
+            sizes.setdefault(d, s) if isinstance(d, str) else d
+            for d, s in zip(shape, tensor.shape, strict=True)
+        ]
+        if list(tensor.shape) != known:
             raise CheckpointError(f"Got {name} of shape {list(tensor.shape)}, expected {list(shape)}.")
         if wanted is torch.float32 and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{name} holds NaN or infinity: the file is damaged.")

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one draw: accuracy 0 to 1, seconds to fit, and how it was tuned."""
+
+    method: str
+    shots: int
+    seed: int
+    accuracy: float
+    seconds: float
+    selection: str
 
 
 def accuracy(predicted: Sequence[Any] | NDArray[Any], truth: Sequence[Any] | NDArray[Any]) -> float:

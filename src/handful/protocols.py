@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from sklearn.base import clone
 
 from handful.data import ImageSet, few_shot
 from handful.estimator import FewShotClassifier
+from handful.metrics import Cell
 
 SHOTS = (1, 2, 4, 8, 16)
 SEEDS = (1, 2, 3)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method on one draw: accuracy 0 to 1, seconds to fit, and how it was tuned."""
-
-    method: str
-    shots: int
-    seed: int
-    accuracy: float
-    seconds: float
-    selection: str
 
 
 def few_shot_curves(

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from handful.metrics import mean_spread
-from handful.protocols import Cell
+from handful.metrics import Cell, mean_spread
 
 Series = dict[str, dict[int, tuple[float, float]]]
 

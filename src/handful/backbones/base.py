@@ -214,10 +214,9 @@ class Backbone:
             self.dtype = wanted
             return wanted
         self.dtype = torch.float32
-        if self.device.type == "cuda" and torch.cuda.is_bf16_supported():
-            if self.cosine_to_float32() >= COSINE_FLOOR:
-                return torch.bfloat16
-        return torch.float32
+        has_bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        keeps = has_bf16 and self.cosine_to_float32() >= COSINE_FLOOR
+        return torch.bfloat16 if keeps else torch.float32
 
     def cosine_to_float32(self, dtype: torch.dtype = torch.bfloat16) -> float:
         """Smallest cosine between features in `dtype` and in float32, on four probe images."""
@@ -277,4 +276,3 @@ def split_projection(visual: nn.Module, pixels: Tensor) -> tuple[Tensor, Callabl
 
 def _eye(weight: Tensor, dim: int) -> Tensor:
     return torch.eye(weight.shape[dim], dtype=weight.dtype, device=weight.device)
-

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -24,7 +24,8 @@ from handful.backbones.stem import Stem
 def build(settings: dict[str, Any]) -> nn.Module:
     """Build `mini` with random weights: open_clip's CLIP with a stem for a patch embedding."""
     model = openclip.build(settings["model_cfg"])
-    model.visual.conv1 = Stem(**settings["stem_cfg"])  # type: ignore[union-attr]
+    visual = cast(nn.Module, model.visual)
+    visual.conv1 = Stem(**settings["stem_cfg"])
     return model
 
 
@@ -46,7 +47,7 @@ def load(**place: Any) -> Backbone:
         model = build(settings)
     text_cfg = settings["model_cfg"]["text_cfg"]
     model.load_state_dict(expand_tokens(state, text_cfg["vocab_size"]))
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     tokenizer = openclip.build_tokenizer(text_cfg, Path(folder))
     preprocess = settings["preprocess_cfg"] | {"size": settings["model_cfg"]["vision_cfg"]["image_size"]}
     return openclip.wrap("mini", model, tokenizer, preprocess, **place)

@@ -37,7 +37,9 @@ def load(name: str, weights: str | Path | None = None, **place: Any) -> Backbone
         known = open_clip.list_models()
         if model_name not in known:
             raise unexpected(
-                "backbone", name, "'mini', an open_clip 'model/tag', 'hf-hub:org/name' or a config.json",
+                "backbone",
+                name,
+                "'mini', an open_clip 'model/tag', 'hf-hub:org/name' or a config.json",
                 f"Models near it: {_near(model_name, known)}.",
             )
         tags = open_clip.list_pretrained_tags_by_model(model_name)
@@ -87,7 +89,7 @@ def _load_files(config: Path, weights: str | Path | None, **place: Any) -> Backb
     try:
         model = build(model_cfg)
         state = open_clip.factory.load_state_dict(str(weights))
-        if OPENAI_MARKS <= set(state) and not model_cfg.get("quick_gelu"):
+        if set(state) >= OPENAI_MARKS and not model_cfg.get("quick_gelu"):
             raise BackboneError(
                 f"{weights} holds OpenAI's weights, which were trained with QuickGELU, and {config} "
                 'does not say so: features would be wrong without a word. Add "quick_gelu": true.'
@@ -95,7 +97,15 @@ def _load_files(config: Path, weights: str | Path | None, **place: Any) -> Backb
         open_clip.load_checkpoint(model, str(weights))
     except BackboneError:
         raise
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError, EOFError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OSError,
+        SafetensorError,
+        EOFError,
+    ) as error:
         raise BackboneError(
             f"{weights} does not fit {config}: {_last_line(error)}. Give the config that belongs to "
             "the weights, in open_clip's form."
@@ -106,7 +116,7 @@ def _load_files(config: Path, weights: str | Path | None, **place: Any) -> Backb
             "a state dict saved by torch.save."
         ) from error
     tokenizer = build_tokenizer(model_cfg["text_cfg"], config.parent)
-    preprocess = dict(settings.get("preprocess_cfg", {}), size=model.visual.image_size)
+    preprocess = dict(settings.get("preprocess_cfg", {}), size=cast(Any, model.visual).image_size)
     name = json.dumps({"config": str(config), "weights": str(weights)})
     return wrap(name, model, tokenizer, preprocess, **place)
 
@@ -157,7 +167,11 @@ def build_tokenizer(text_cfg: dict[str, Any], folder: Path) -> Callable[[list[st
 
 
 def wrap(
-    name: str, model: nn.Module, tokenizer: Callable[[list[str]], Tensor], preprocess: Any, **place: Any
+    name: str,
+    model: nn.Module,
+    tokenizer: Callable[[list[str]], Tensor],
+    preprocess: Any,
+    **place: Any,
 ) -> Backbone:
     """Give an open_clip model the house's interface."""
     values = preprocess if isinstance(preprocess, dict) else vars(preprocess)
@@ -268,7 +282,9 @@ def _timm_block(module: nn.Module) -> Block | None:
     attn = getattr(b, "attn", None)
     if attn is None or not all(hasattr(attn, part) for part in ("qkv", "proj", "num_heads")):
         return None
-    if any(not isinstance(getattr(attn, norm, None), nn.Identity | None) for norm in ("q_norm", "k_norm", "norm")):
+    if any(
+        not isinstance(getattr(attn, norm, None), nn.Identity | None) for norm in ("q_norm", "k_norm", "norm")
+    ):
         return None
     return Block(
         module, b.norm1, b.norm2, b.mlp, b.ls1, b.ls2, attn.proj, int(attn.num_heads),

@@ -73,7 +73,7 @@ def demo(
     """Compare all methods on real handwritten digits, offline, in a few minutes."""
     from rich.console import Console
 
-    from handful.cli.demo import run_demo
+    from handful.cli.tour import run_demo
 
     out.mkdir(parents=True, exist_ok=True)
     run_demo(out, Console(width=None if sys.stdout.isatty() else 110), _say)
@@ -82,12 +82,21 @@ def demo(
 @app.command()
 def fit(
     folder: Data,
-    method: Annotated[str, typer.Option(help="zero-shot, linear-probe, tip-adapter, or pkg.module:Class.")] = "tip-adapter",
-    backbone: Annotated[str, typer.Option(help="mini, model/tag, hf-hub:org/name, or a config.json.")] = "mini",
+    method: Annotated[
+        str, typer.Option(help="zero-shot, linear-probe, tip-adapter, or pkg.module:Class.")
+    ] = "tip-adapter",
+    backbone: Annotated[
+        str, typer.Option(help="mini, model/tag, hf-hub:org/name, or a config.json.")
+    ] = "mini",
     weights: Annotated[Path | None, typer.Option(help="The weights, for a config.json.")] = None,
-    shots: Annotated[int | None, typer.Option(min=1, help="Draw this many images per class; all by default.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Draw this many images per class; all by default.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Which draw: CoOp's for this seed.")] = 1,
-    param: Annotated[list[str] | None, typer.Option("--param", "-p", help="A parameter of the method, name=value; repeatable.")] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", "-p", help="A parameter of the method, name=value; repeatable."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where to save the classifier.")] = Path("handful-model"),
     on_error: OnError = "raise",
     as_json: AsJson = False,
@@ -109,7 +118,7 @@ def fit(
     support = few_shot(images, shots, seed) if shots else images
     model = load_backbone(backbone, weights=weights)
     start = time.perf_counter()
-    clf = cls(model, **parameters).fit(support)  # type: ignore[call-arg]
+    clf = cls(model, **parameters).fit(support)
     seconds = time.perf_counter() - start
     clf.save(out)
     for note in clf.notes_:
@@ -139,7 +148,9 @@ def predict(
     from handful.errors import DataError
 
     clf = load(model)
-    good, bad, results = [], [], []
+    good: list[Path] = []
+    bad: list[str] = []
+    results: list[dict[str, Any]] = []
     for path in images:
         try:
             decode(path)
@@ -155,7 +166,7 @@ def predict(
         typer.echo(json.dumps({"results": results, "errors": bad}, ensure_ascii=False))
     else:
         for result in results:
-            shown = ", ".join(f"{a['class']} {100 * a['probability']:.1f} %" for a in result["predictions"])  # type: ignore[index, operator, call-overload]
+            shown = ", ".join(f"{a['class']} {100 * a['probability']:.1f} %" for a in result["predictions"])
             typer.echo(f"{result['image']}: {shown}")
     for error_text in bad:
         _say(f"error: {error_text}")
@@ -181,7 +192,7 @@ def evaluate(model: Model, folder: Data, on_error: OnError = "raise", as_json: A
     templates = getattr(clf, "templates", "default")
     zero = ZeroShot(backbone, templates=templates).fit(class_names=clf.class_names_)
     by_class = per_class_accuracy(predicted, truth, len(clf.class_names_))
-    facts = {
+    facts: dict[str, Any] = {
         "accuracy": accuracy(predicted, truth),
         "zero_shot": accuracy(zero.decision_function(features).argmax(1), truth),
         "images": len(images),
@@ -197,9 +208,11 @@ def evaluate(model: Model, folder: Data, on_error: OnError = "raise", as_json: A
     if as_json:
         typer.echo(json.dumps(facts, ensure_ascii=False))
         return
-    typer.echo(f"accuracy {100 * facts['accuracy']:.2f} %   ({clf.method}, selection: {clf.selection_})")  # type: ignore[operator]
-    typer.echo(f"zero-shot {100 * facts['zero_shot']:.2f} %   ({len(images)} images, {facts['classes']} classes)")  # type: ignore[operator]
-    worst = sorted(facts["per_class"].items(), key=lambda item: item[1])[:5]  # type: ignore[attr-defined]
+    typer.echo(f"accuracy {100 * facts['accuracy']:.2f} %   ({clf.method}, selection: {clf.selection_})")
+    typer.echo(
+        f"zero-shot {100 * facts['zero_shot']:.2f} %   ({len(images)} images, {facts['classes']} classes)"
+    )
+    worst = sorted(facts["per_class"].items(), key=lambda item: item[1])[:5]
     typer.echo("worst classes: " + ", ".join(f"{name} {100 * value:.0f} %" for name, value in worst))
 
 
@@ -239,7 +252,7 @@ def main() -> None:
 
     warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
     try:
-        app()
+        app(prog_name="handful")
     except HandfulError as error:
         _say(f"error: {error}")
         sys.exit(1)

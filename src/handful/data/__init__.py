@@ -3,4 +3,13 @@
 from handful.data.images import ImageSet, LeftOut, Report, decode, digest
 from handful.data.splits import draw, few_shot, read_split_zhou
 
-__all__ = ["ImageSet", "LeftOut", "Report", "decode", "digest", "draw", "few_shot", "read_split_zhou"]
+__all__ = [
+    "ImageSet",
+    "LeftOut",
+    "Report",
+    "decode",
+    "digest",
+    "draw",
+    "few_shot",
+    "read_split_zhou",
+]

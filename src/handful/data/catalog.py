@@ -25,6 +25,8 @@ def find_templates(name: str) -> tuple[str, ...]:
     known = template_sets()
     if name not in known:
         raise unexpected(
-            "templates", name, f"a text with {{}}, a list of such, or one of {sorted([*known, 'imagenet80'])}"
+            "templates",
+            name,
+            f"a text with {{}}, a list of such, or one of {sorted([*known, 'imagenet80'])}",
         )
     return known[name]

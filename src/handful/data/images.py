@@ -7,12 +7,13 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from handful.errors import DataError, unexpected
 from handful.types import ImageLike
@@ -141,9 +142,7 @@ class ImageSet:
         return cls(items, np.array(marks, dtype=int), tuple(map(clean_name, class_names)))
 
     @classmethod
-    def from_folder(
-        cls, folder: str | Path, on_error: OnError = "raise", verify: bool = True
-    ) -> ImageSet:
+    def from_folder(cls, folder: str | Path, on_error: OnError = "raise", verify: bool = True) -> ImageSet:
         """Read a folder with one sub-folder for each class, of any depth below that.
 
         Parameters
@@ -164,7 +163,9 @@ class ImageSet:
             raise DataError(
                 f"{root} holds no class folders. Lay the images out as {root}/<class name>/<image>."
             )
-        files, names, empty, loose = [], [], [], []
+        files: list[tuple[Path, str]] = []
+        names: list[str] = []
+        empty: list[str] = []
         loose = [path for path in root.iterdir() if path.is_file() and not _is_system(path)]
         for path in classes:
             inside = sorted(found for found in path.rglob("*") if found.is_file())
@@ -175,9 +176,7 @@ class ImageSet:
         return _assemble(files, names, on_error, verify, bad, empty)
 
     @classmethod
-    def from_table(
-        cls, table: str | Path, on_error: OnError = "raise", verify: bool = True
-    ) -> ImageSet:
+    def from_table(cls, table: str | Path, on_error: OnError = "raise", verify: bool = True) -> ImageSet:
         """Read a CSV (with a header) or JSONL file with the columns `path` and `label`.
 
         Paths that are not absolute start at the table's own folder.
@@ -210,13 +209,11 @@ def _assemble(
     if on_error not in ("raise", "skip"):
         raise unexpected("on_error", on_error, "'raise' or 'skip'")
     cleaned: dict[str, list[str]] = {}
-    for name in names:
+    for name in names + empty:
         cleaned.setdefault(clean_name(name).casefold(), []).append(name)
     twice = [f"{' and '.join(group)} are one class name" for group in cleaned.values() if group[1:]]
     if twice:
-        raise DataError(
-            "Duplicate class folders: " + "; ".join(twice) + ". Merge them, or rename one."
-        )
+        raise DataError("Duplicate class folders: " + "; ".join(twice) + ". Merge them, or rename one.")
     found = len(files) + len(bad)
     reasons = check_files([path for path, _ in files]) if verify else [None] * len(files)
     bad = bad + [
@@ -308,7 +305,7 @@ def decode(item: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{item}: more pixels than the {max_pixels} allowed") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DataError(f"{item}: not an image of a known format ({', '.join(FORMATS)})") from error
     except (OSError, SyntaxError, ValueError, IndexError, EOFError, MemoryError) as error:
         raise DataError(f"{item}: damaged or truncated ({error})") from error
@@ -330,14 +327,20 @@ def _from_memory(item: object) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turn any Pillow mode into upright RGB on white."""
-    try:
+    with suppress(
+        OSError, ValueError, SyntaxError, TypeError, KeyError
+    ):  # EXIF that can't be read leaves the pixels as they are
         image = ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError):
-        pass  # EXIF that can't be read leaves the pixels as they are
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         grey = np.asarray(image, dtype=np.float64)
         top = grey.max(initial=0.0)
-        scale = 255.0 if top <= 1 and image.mode == "F" else 1.0 if top <= 255 and image.mode != "I;16" else 1 / 257
+        scale = (
+            255.0
+            if top <= 1 and image.mode == "F"
+            else 1.0
+            if top <= 255 and image.mode != "I;16"
+            else 1 / 257
+        )
         return Image.fromarray(np.clip(grey * scale + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

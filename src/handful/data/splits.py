@@ -7,8 +7,10 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from handful.data.images import ImageSet
 from handful.errors import DataError, unexpected
@@ -24,9 +26,7 @@ def read_table(table: Path) -> list[tuple[Path, str]]:
     for number, row in _rows(table, text):
         path, label = row.get("path"), row.get("label")
         if not path or label in (None, ""):
-            raise DataError(
-                f"{table}, row {number}: expected the columns path and label, got {sorted(row)}."
-            )
+            raise DataError(f"{table}, row {number}: expected the columns path and label, got {sorted(row)}.")
         rows.append((table.parent / str(path), str(label)))
     if not rows:
         raise DataError(f"{table} has no rows. Write a header `path,label` and a line for each image.")
@@ -88,7 +88,12 @@ def read_split_zhou(file: str | Path, images: str | Path) -> dict[str, ImageSet]
         ) from error
 
 
-def draw(labels: Sequence[int] | np.ndarray, shots: int, seed: int, val_labels: Sequence[int] | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def draw(
+    labels: Sequence[int] | NDArray[Any],
+    shots: int,
+    seed: int,
+    val_labels: Sequence[int] | NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Draw `shots` images of each class, exactly as CoOp does for the same seed.
 
     Classes come in the order of their first appearance, items from Python's `random.sample`, all of
@@ -108,7 +113,7 @@ def draw(labels: Sequence[int] | np.ndarray, shots: int, seed: int, val_labels: 
     return train, val
 
 
-def _sample(labels: Sequence[int] | np.ndarray, count: int, generator: random.Random) -> np.ndarray:  # type: ignore[type-arg]
+def _sample(labels: Sequence[int] | NDArray[Any], count: int, generator: random.Random) -> NDArray[Any]:
     rows_of: dict[int, list[int]] = {}
     for row, label in enumerate(labels):
         rows_of.setdefault(int(label), []).append(row)

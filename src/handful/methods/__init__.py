@@ -15,9 +15,7 @@ from handful.methods.zero_shot import ZeroShot
 
 __all__ = ["METHODS", "LinearProbe", "TipAdapter", "ZeroShot", "find_method", "load"]
 
-METHODS: dict[str, type[FewShotClassifier]] = {
-    cls.method: cls for cls in (ZeroShot, LinearProbe, TipAdapter)
-}
+METHODS: dict[str, type[FewShotClassifier]] = {cls.method: cls for cls in (ZeroShot, LinearProbe, TipAdapter)}
 """The built-in methods by name. A third party's method is an import path, `pkg.module:Class`."""
 
 

@@ -49,7 +49,7 @@ class LinearProbe(FewShotClassifier):
         self,
         backbone: Backbone | str | None = None,
         *,
-        C: float = 0.316,  # noqa: N803 (scikit-learn's name)
+        C: float = 0.316,
         selection: Literal["support", "fixed"] = "support",
         folds: int = 3,
         views: int = 0,
@@ -87,7 +87,7 @@ class LinearProbe(FewShotClassifier):
         return LinearHead(torch.from_numpy(full_weight), torch.from_numpy(full_bias))
 
     @staticmethod
-    def _cross_validate(x: np.ndarray, y: np.ndarray, c: float, count: int) -> float:  # type: ignore[type-arg]
+    def _cross_validate(x: np.ndarray, y: np.ndarray, c: float, count: int) -> float:
         """Share of held-out images that are right; all views of an image leave together."""
         right = sum(
             int((_fit(x[fit], y[fit], c).predict(x[out].mean(1)) == y[out]).sum())
@@ -96,7 +96,7 @@ class LinearProbe(FewShotClassifier):
         return right / len(y)
 
 
-def _fit(x: np.ndarray, y: np.ndarray, c: float) -> LogisticRegression:  # type: ignore[type-arg]
+def _fit(x: np.ndarray, y: np.ndarray, c: float) -> LogisticRegression:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=c, max_iter=1000).fit(

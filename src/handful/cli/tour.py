@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from sklearn.base import clone
 
-from handful.backbones import load_backbone
+from handful.backbones import Backbone, load_backbone
 from handful.cli.digits import write_digits
 from handful.data import ImageSet, few_shot
 from handful.estimator import FewShotClassifier
@@ -19,7 +19,7 @@ from handful.protocols import SEEDS, SHOTS, few_shot_curves
 from handful.report import accuracy_table, draw_curves
 from handful.selection import folds
 
-TEMPLATES = "digits"
+TEMPLATES = "default"
 FOLDS = 4
 
 
@@ -38,10 +38,7 @@ def run_demo(folder: Path, out: Console, progress: Callable[[str], None]) -> Non
     write_digits(folder / "digits")
     train, test = (ImageSet.from_folder(folder / "digits" / part) for part in ("train", "test"))
     backbone = load_backbone("mini")
-    methods: dict[str, FewShotClassifier] = {
-        name: cls(backbone, **({"templates": TEMPLATES} if cls.uses_text else {}))  # type: ignore[call-arg]
-        for name, cls in METHODS.items()
-    }
+    methods = {name: tuned(cls, backbone) for name, cls in METHODS.items()}
     cells, total = [], len(methods) * len(SHOTS) * len(SEEDS)
     for cell in few_shot_curves(methods, train, test):
         cells.append(cell)
@@ -66,6 +63,13 @@ def run_demo(folder: Path, out: Console, progress: Callable[[str], None]) -> Non
     out.print(f"{image}: {clf.classes_[row]} ({100 * probabilities[row]:.0f} %)")
     out.print(f"Curves: {folder / 'curves.png'}   Classifier: {folder / 'best'}")
     progress(f"Done in {time.perf_counter() - start:.0f} s")
+
+
+def tuned(cls: type[FewShotClassifier], backbone: Backbone) -> FewShotClassifier:
+    """Make an estimator that chooses its hyper-parameters inside the support set, if it can."""
+    clf = cls()
+    wanted = {"backbone": backbone, "templates": TEMPLATES, "selection": "support"}
+    return clf.set_params(**{key: value for key, value in wanted.items() if key in clf.get_params()})
 
 
 def cross_validate(method: FewShotClassifier, support: ImageSet) -> float:

@@ -1,0 +1,349 @@
+"""Each method is the formula of its paper, and keeps scikit-learn's manners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+
+import handful
+from handful.heads import CacheHead
+from handful.methods import find_method
+from handful.selection import best_ratio, folds, search_c
+
+NAMES = ["cat", "dog", "red panda"]
+
+
+def toy(shots: int = 4, width: int = 16, seed: int = 0):
+    """Features around one centre for each of three classes, and text weights near the centres."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(3, width, generator=generator)
+    labels = torch.arange(3).repeat_interleave(shots)
+    features = centres[labels] + 0.8 * torch.randn(len(labels), width, generator=generator)
+    text = F.normalize(centres + 1.5 * torch.randn(3, width, generator=generator), dim=-1)
+    return features, labels.numpy(), text
+
+
+@pytest.fixture(params=sorted(handful.METHODS))
+def method(request: pytest.FixtureRequest) -> type[handful.FewShotClassifier]:
+    return handful.METHODS[request.param]
+
+
+# -- zero-shot ---------------------------------------------------------------------------------------
+
+
+def test_zero_shot_is_scaled_cosine_to_normalised_text(tiny: handful.Backbone):
+    clf = handful.ZeroShot(tiny, templates="a photo of a {}.").fit(class_names=["red_panda", "cat"])
+    tokens = tiny.tokenize(["a photo of a red panda.", "a photo of a cat."])
+    weights = F.normalize(tiny.encode_text(tokens), dim=-1)
+    features = torch.randn(5, 16)
+    expected = tiny.scale * F.normalize(features, dim=-1) @ weights.T
+    np.testing.assert_allclose(clf.decision_function(features), expected, atol=1e-5)
+
+
+def test_an_ensemble_normalises_averages_normalises(tiny: handful.Backbone):
+    ours = handful.class_weights(tiny, NAMES, ["a {}.", "the {} itself"])
+    single = [handful.class_weights(tiny, NAMES, t) for t in ("a {}.", "the {} itself")]
+    torch.testing.assert_close(ours, F.normalize(single[0] + single[1], dim=-1))
+
+
+@pytest.mark.parametrize(
+    ("templates", "count"),
+    [("default", 1), ("oxford_pets", 1), ("imagenet7", 7), ("imagenet80", 80)],
+)
+def test_templates_of_the_catalogue(templates: str, count: int):
+    from handful.prompts import resolve_templates
+
+    assert len(resolve_templates(templates)) == count
+    assert all("{}" in template for template in resolve_templates(templates))
+
+
+@pytest.mark.parametrize("templates", ["oxford_cats", [], ["no place"], [3]])
+def test_bad_templates(tiny: handful.Backbone, templates: object):
+    with pytest.raises(handful.ParameterError, match="templates"):
+        handful.ZeroShot(tiny, templates=templates).fit(class_names=NAMES)
+
+
+@pytest.mark.parametrize("names", [[], ["cat", " "], ["_"]])
+def test_bad_class_names(tiny: handful.Backbone, names: list[str]):
+    with pytest.raises(handful.DataError, match="class name"):
+        handful.ZeroShot(tiny).fit(class_names=names)
+
+
+# -- linear probe ------------------------------------------------------------------------------------
+
+
+def test_linear_probe_is_logistic_regression_on_raw_features():
+    features, labels, _ = toy()
+    clf = handful.LinearProbe(selection="fixed", C=0.5).fit(features, labels)
+    model = LogisticRegression(C=0.5, max_iter=1000).fit(features.numpy(), labels)
+    test = 3 * toy(seed=0)[0] + 0.1
+    np.testing.assert_allclose(clf.predict_proba(test), model.predict_proba(test.numpy()), atol=1e-4)
+    assert clf.predict(test).dtype.kind == "i"
+
+
+def test_linear_probe_of_two_classes():
+    features, labels, _ = toy()
+    features, labels = features[labels < 2], labels[labels < 2]
+    clf = handful.LinearProbe(selection="fixed").fit(features, labels)
+    model = LogisticRegression(C=0.316, max_iter=1000).fit(features.numpy(), labels)
+    np.testing.assert_allclose(clf.predict_proba(features), model.predict_proba(features.numpy()), atol=1e-5)
+
+
+def test_linear_probe_at_one_shot_says_that_nothing_was_searched():
+    features, labels, _ = toy(shots=1)
+    clf = handful.LinearProbe().fit(features, labels)
+    assert clf.selection_ == "fixed"
+    assert "not searched" in clf.notes_[0]
+    assert clf.selected_ == {"C": 0.316}
+
+
+def test_the_search_for_c_brackets_and_bisects():
+    tried = []
+
+    def score(c: float) -> float:
+        tried.append(c)
+        return -abs(np.log10(c) - 0.6)
+
+    assert abs(np.log10(search_c(score)) - 0.6) < 0.02
+    assert tried[:7] == [1e6, 1e4, 1e2, 1, 1e-2, 1e-4, 1e-6]
+    assert len(tried) == len(set(tried))
+
+
+def test_the_search_for_c_prefers_the_smaller_on_ties():
+    assert search_c(lambda c: 0.0) == pytest.approx(1e5, rel=0.02)
+
+
+# -- Tip-Adapter -------------------------------------------------------------------------------------
+
+
+def test_tip_adapter_is_the_formula():
+    features, labels, text = toy()
+    clf = handful.TipAdapter(alpha=2.0, beta=3.0).fit(features, labels, class_names=NAMES, class_weights=text)
+    x = F.normalize(torch.randn(7, 16), dim=-1)
+    affinity = x @ F.normalize(features, dim=-1).T
+    values = F.one_hot(torch.from_numpy(labels), 3).float()
+    expected = 100 * x @ text.T + 2.0 * torch.exp(-3.0 * (1 - affinity)) @ values
+    np.testing.assert_allclose(clf.decision_function(5 * x), expected, atol=1e-4)
+
+
+def test_tip_adapter_without_residual_is_zero_shot():
+    features, labels, text = toy()
+    given = {"class_names": NAMES, "class_weights": text}
+    tip = handful.TipAdapter(alpha=0.0).fit(features, labels, **given)
+    np.testing.assert_array_equal(
+        tip.decision_function(features), handful.ZeroShot().fit(**given).decision_function(features)
+    )
+
+
+def test_tip_adapter_at_large_beta_keeps_exact_matches_only():
+    keys = F.normalize(torch.randn(5, 8), dim=-1)
+    head = CacheHead(torch.eye(3, 8), keys[[0, 0, 0, 1, 2]], torch.tensor([0, 0, 0, 1, 2]), 100, 1, 5)
+    cache = head.cache(keys[[0, 1]], beta=1e4)
+    torch.testing.assert_close(cache, torch.tensor([[3.0, 0, 0], [0, 1, 0]]), atol=5e-2, rtol=0)
+
+
+def test_tip_adapter_does_not_care_for_the_order_of_its_support(monkeypatch: pytest.MonkeyPatch):
+    features, labels, text = toy()
+    order = np.random.default_rng(0).permutation(len(labels))
+    given = {"class_names": NAMES, "class_weights": text}
+    one = handful.TipAdapter().fit(features, labels, **given)
+    other = handful.TipAdapter().fit(features[order], labels[order], **given)
+    np.testing.assert_allclose(one.decision_function(features), other.decision_function(features), atol=1e-4)
+    monkeypatch.setattr("handful.heads.CHUNK", 5)
+    np.testing.assert_allclose(one.decision_function(features), other.decision_function(features), atol=1e-4)
+
+
+def test_tip_adapter_selects_inside_the_support_set():
+    features, labels, text = toy(shots=6)
+    given = {"class_names": NAMES, "class_weights": text}
+    clf = handful.TipAdapter(selection="support").fit(features, labels, **given)
+    assert clf.selection_ == "support"
+    assert clf.selected_["beta"] in np.linspace(0.5, 20, 40)
+    single = handful.TipAdapter(selection="support").fit(features[::6], labels[::6], **given)
+    assert (single.selection_, single.selected_) == ("fixed", {"alpha": 1.17, "beta": 5.5})
+
+
+@pytest.mark.parametrize("bad", [{"alpha": -1}, {"beta": 0}, {"selection": "oracle"}])
+def test_tip_adapter_refuses(bad: dict[str, object]):
+    features, labels, text = toy()
+    with pytest.raises(handful.ParameterError, match=next(iter(bad))):
+        handful.TipAdapter(**bad).fit(features, labels, class_names=NAMES, class_weights=text)
+
+
+# -- selection ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_exact_ratio_is_never_beaten_by_a_fine_grid(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    base, extra = torch.randn(2, 60, 7, generator=generator).unbind()
+    labels = torch.randint(0, 7, (60,), generator=generator)
+    ratio, accuracy = best_ratio(base, extra, labels, 0.1, 5.0)
+    grid = [
+        float(((base + a * extra).argmax(1) == labels).double().mean()) for a in np.linspace(0.1, 5, 4001)
+    ]
+    assert accuracy >= max(grid)
+    assert accuracy == float(((base + ratio * extra).argmax(1) == labels).double().mean())
+    assert 0.1 <= ratio <= 5.0
+
+
+def test_folds_hold_out_every_image_once_and_leave_every_class():
+    labels = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    seen = []
+    for fit, out in folds(labels, 2):
+        assert set(labels[fit]) == {0, 1, 2}
+        assert not set(fit) & set(out)
+        seen += out.tolist()
+    assert sorted(seen) == list(range(9))
+
+
+# -- manners -----------------------------------------------------------------------------------------
+
+
+def test_parameters_are_stored_untouched_and_cloned(method: type[handful.FewShotClassifier]):
+    clf = method("mini")
+    assert clf.backbone == "mini"
+    assert clone(clf).get_params() == clf.get_params()
+    assert type(clf).__name__ in repr(clf)
+
+
+def test_predict_before_fit(method: type[handful.FewShotClassifier]):
+    with pytest.raises(handful.NotFitted, match=r"Call fit"):
+        method("mini").predict(np.zeros((1, 256), np.float32))
+
+
+def test_fit_predict_score_on_real_images(
+    method: type[handful.FewShotClassifier],
+    mini: handful.Backbone,
+    support: handful.ImageSet,
+    held_out: handful.ImageSet,
+):
+    clf = method(mini).fit(support)
+    probabilities = clf.predict_proba(held_out)
+    assert probabilities.shape == (len(held_out), 10)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    predicted = clf.predict(held_out)
+    truth = np.array(held_out.class_names)[held_out.labels]
+    assert clf.score(held_out) == clf.score(list(held_out.items), truth) == np.mean(predicted == truth)
+    assert clf.score(held_out) > 0.3
+    assert clf.classes_.tolist() == list(support.class_names)
+
+
+def test_every_form_of_image_gives_the_same(mini: handful.Backbone, support: handful.ImageSet):
+    from PIL import Image
+
+    names = np.array(support.class_names)[support.labels]
+    clf = handful.TipAdapter(mini).fit(list(support.items), names)
+    path = support.items[0]
+    opened = Image.open(path)
+    forms = [
+        path,
+        [path],
+        [str(path)],
+        opened,
+        [opened],
+        [np.asarray(opened)],
+        handful.encode(mini, [path]),
+    ]
+    expected = clf.decision_function(support)[:1]
+    for form in forms:
+        np.testing.assert_allclose(clf.decision_function(form), expected, atol=1e-4)
+
+
+def test_a_fit_depends_on_nothing_but_what_it_is_given(mini: handful.Backbone, support: handful.ImageSet):
+    def fit(seed: int) -> np.ndarray:
+        return handful.TipAdapter(mini, views=2, seed=seed).fit(support).head_.keys.numpy()
+
+    torch.manual_seed(1)
+    one = fit(0)
+    torch.manual_seed(2)
+    np.testing.assert_array_equal(one, fit(0))
+    assert not np.array_equal(one, fit(1))
+
+
+def test_integer_labels(mini: handful.Backbone):
+    features, labels, _ = toy()
+    with pytest.raises(handful.DataError, match="class_names"):
+        handful.TipAdapter(mini).fit(features, labels)
+    clf = handful.LinearProbe(selection="fixed").fit(features, labels + 7)
+    assert set(clf.predict(features)) == {7, 8, 9}
+    assert clf.score(features, labels + 7) > 0.9
+
+
+X = np.ones((2, 4), np.float32)
+AB = ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({}, "nothing to fit"),
+        ({"images": X}, "without labels"),
+        ({"images": X, "labels": ["a"]}, "one each"),
+        ({"images": np.inf * X, "labels": AB, "class_weights": X}, "NaN or infinity"),
+        ({"images": X, "labels": AB, "class_weights": np.ones((3, 4))}, r"expected \[2, E\]"),
+        ({"images": X, "labels": AB, "class_weights": np.ones((2, 5))}, "one joint space"),
+        ({"images": X, "labels": ["a", "c"], "class_names": AB}, "class_names"),
+    ],
+)
+def test_bad_support_sets(arguments: dict[str, object], match: str):
+    with pytest.raises((handful.DataError, handful.ParameterError), match=match):
+        handful.TipAdapter().fit(**arguments)
+
+
+def test_a_method_without_a_backbone_says_so():
+    with pytest.raises(handful.ParameterError, match="needs a backbone"):
+        handful.TipAdapter().fit(np.ones((2, 4), np.float32), ["a", "b"])
+    with pytest.raises(handful.ParameterError, match="backbone=3"):
+        handful.TipAdapter(3).fit(np.ones((2, 4), np.float32), ["a", "b"])
+
+
+def test_features_of_another_backbone(
+    mini: handful.Backbone, tiny: handful.Backbone, support: handful.ImageSet
+):
+    clf = handful.TipAdapter(mini).fit(support)
+    with pytest.raises(handful.FingerprintError):
+        clf.predict(handful.encode(tiny, support))
+    with pytest.raises(handful.DataError, match="16 wide"):
+        clf.predict(np.ones((1, 16), np.float32))
+
+
+def test_labels_that_the_classifier_does_not_know(mini: handful.Backbone, support: handful.ImageSet):
+    clf = handful.ZeroShot(mini).fit(class_names=["one", "two"])
+    with pytest.raises(handful.DataError, match="does not know"):
+        clf.score(support)
+
+
+class Nearest(handful.FewShotClassifier):
+    """A third party's method: nearest class mean."""
+
+    uses_text = False
+
+    def __init__(self, backbone: object = None) -> None:
+        self.backbone = backbone
+
+    def fit_head(self, task):
+        from handful.heads import CosineHead
+
+        x = task.support.directions()
+        means = torch.stack([x[task.labels == c].mean(0) for c in range(len(task.class_names))])
+        return CosineHead(F.normalize(means, dim=-1), task.scale)
+
+
+def test_a_third_partys_method(mini: handful.Backbone, support: handful.ImageSet, tmp_path: Path):
+    assert find_method(f"{__name__}:Nearest") is Nearest
+    clf = Nearest(mini).fit(support)
+    clf.save(tmp_path / "nearest")
+    with pytest.raises(handful.CheckpointError, match="method=ThatClass"):
+        handful.load(tmp_path / "nearest")
+    again = handful.load(tmp_path / "nearest", mini, method=Nearest)
+    np.testing.assert_array_equal(again.decision_function(support), clf.decision_function(support))
+    for name in ("nothing", "json:loads", "no_module:Class", f"{__name__}:Absent"):
+        with pytest.raises(handful.ParameterError, match="method"):
+            find_method(name)

@@ -1,0 +1,58 @@
+"""`__all__`, the lazy table, the type checker's imports and the rooms agree; imports stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import handful
+
+
+def test_all_is_sorted_as_ruff_sorts_and_complete():
+    assert sorted(handful.__all__) == sorted(handful._ROOM_OF)
+    assert len(set(handful.__all__)) == len(handful.__all__)
+
+
+@pytest.mark.parametrize("name", handful.__all__)
+def test_every_name_is_there_and_documented(name: str):
+    value = getattr(handful, name)
+    assert name == "METHODS" or value.__doc__
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(handful.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name for node in ast.walk(block) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == set(handful.__all__)
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="nothing_here"):
+        handful.nothing_here  # noqa: B018
+
+
+def test_every_error_is_public():
+    from handful import errors
+
+    defined = {n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, Exception)}
+    assert defined <= set(handful.__all__)
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["fit"], ["predict"], ["evaluate"], ["info"]])
+def test_help_needs_no_torch(command: list[str]):
+    script = (
+        "import sys; from handful.cli import app\n"
+        f"try: app({[*command, '--help']!r})\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'open_clip', 'sklearn', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
