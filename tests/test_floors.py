@@ -17,6 +17,7 @@ FLOORS = (
     ("methods",),
     ("protocols", "report"),
     ("cli",),
+    ("__main__",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -71,7 +72,7 @@ def test_every_room_has_a_floor():
         ("heads.py", "from handful.estimator import Task"),
         ("backbones/openclip.py", "from handful.data.images import decode"),
         ("methods/zero_shot.py", "from handful.methods.tip_adapter import search"),
-        ("features.py", "import handful.cli"),
+        ("features/store.py", "import handful.cli"),
         ("prompts.py", "from handful import protocols"),
     ],
 )

@@ -286,6 +286,7 @@ AB = ["a", "b"]
         ({}, "nothing to fit"),
         ({"images": X}, "without labels"),
         ({"images": X, "labels": ["a"]}, "one each"),
+        ({"images": handful.Features.from_array(X), "labels": ["a"]}, "one each"),
         ({"images": np.inf * X, "labels": AB, "class_weights": X}, "NaN or infinity"),
         ({"images": X, "labels": AB, "class_weights": np.ones((3, 4))}, r"expected \[2, E\]"),
         ({"images": X, "labels": AB, "class_weights": np.ones((2, 5))}, "one joint space"),

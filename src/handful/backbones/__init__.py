@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from handful.backbones.base import Backbone, Block, Tower
+from handful.backbones.base import Backbone
+from handful.backbones.tower import Block, Tower
 
 __all__ = ["Backbone", "Block", "Tower", "load_backbone"]
 

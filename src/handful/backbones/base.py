@@ -6,76 +6,17 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from handful.errors import ParameterError, SeamError, unexpected
+from handful.backbones.tower import Tower
+from handful.errors import ParameterError, unexpected
 
 COSINE_FLOOR = 0.999
-
-
-@dataclass(frozen=True)
-class Block:
-    """The seams of one transformer block, `x + ls1(attn(norm1 x))`, then `x + ls2(mlp(norm2 x))`."""
-
-    module: nn.Module
-    norm1: nn.Module
-    norm2: nn.Module
-    mlp: nn.Module
-    scale1: nn.Module
-    scale2: nn.Module
-    out: nn.Linear
-    """The output projection of the attention."""
-    heads: int
-    project: Callable[[], tuple[Tensor, Tensor | None]]
-    """Gives the joint q, k, v weight `[3 D, D]` and bias `[3 D]`, live."""
-
-    @property
-    def qkv(self) -> tuple[Tensor, Tensor | None]:
-        """The joint projection's weight `[3 D, D]` and bias `[3 D]` or None."""
-        return self.project()
-
-
-@dataclass(frozen=True)
-class Tower:
-    """One encoder's seams. A tower without blocks (a ResNet, a foreign text model) has none."""
-
-    side: Literal["image", "text"]
-    width: int
-    blocks: tuple[Block, ...] = ()
-    causal: bool = False
-    """A position never sees what comes after it, and the feature is read at the end of the text."""
-    context: int = 0
-    """Positions that the tower reads."""
-    embedding: nn.Module | None = None
-    """Token embedding (text) or patch embedding (image)."""
-    positions: Tensor | None = None
-    """Positional embedding `[L, D]`."""
-    class_token: Tensor | None = None
-    entry: nn.Module | None = None
-    """The module whose input is the tokens `[N, L, D]` on their way into the first block."""
-    before: nn.Module | None = None
-    """The norm before the first block, if any."""
-    final_norm: nn.Module | None = None
-    projection: Tensor | nn.Module | None = None
-    """From tower width to joint width: `[D, E]`, a Linear, or None."""
-    absent: str = ""
-    """Why there are no seams, when there are none."""
-
-    def require_blocks(self, wanted_by: str) -> tuple[Block, ...]:
-        """Give the blocks, or say why `wanted_by` can't work here."""
-        if not self.blocks:
-            raise SeamError(
-                f"{wanted_by} works inside the {self.side} tower, and this one has no transformer "
-                f"blocks to enter ({self.absent}). Use a ViT backbone, or a method that works on "
-                "features: TipAdapter, LinearProbe."
-            )
-        return self.blocks
 
 
 class Backbone:

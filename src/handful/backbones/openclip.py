@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from handful.backbones.base import Backbone, Block, Tower
+from handful.backbones.base import Backbone
+from handful.backbones.tower import image_tower, text_tower
 from handful.errors import BackboneError, WeightsUnavailable, unexpected
 
 WAYS_OUT = (
@@ -196,97 +197,3 @@ class _Flipped:
     def __call__(self, image: Image.Image) -> Tensor:
         pixels = self.crop(image)
         return pixels.flip(-1) if torch.rand(()) < 0.5 else pixels
-
-
-def text_tower(model: nn.Module) -> Tower:
-    """Find the seams of the text tower of `CLIP` or `CustomTextCLIP`."""
-    tower = cast(Any, getattr(model, "text", model))
-    if not hasattr(tower, "transformer") or not hasattr(tower, "token_embedding"):
-        width = int(getattr(getattr(tower, "config", None), "hidden_size", 0))
-        return Tower("text", width, absent=f"it is a {type(tower).__name__}")
-    blocks = tuple(_block(block) for block in tower.transformer.resblocks)
-    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", "argmax"))
-    has_class = getattr(tower, "cls_emb", None) is not None
-    plain = all(block is not None for block in blocks)
-    return Tower(
-        "text",
-        width=int(tower.token_embedding.weight.shape[1]),
-        blocks=tuple(block for block in blocks if block) if plain else (),
-        causal=tower.attn_mask is not None and pool in ("argmax", "eos") and not has_class,
-        context=int(tower.context_length),
-        embedding=tower.token_embedding,
-        positions=tower.positional_embedding,
-        entry=tower.transformer,
-        final_norm=tower.ln_final,
-        projection=tower.text_projection,
-        absent="" if plain else "its blocks are of open_clip's custom kind",
-    )
-
-
-def image_tower(visual: nn.Module) -> Tower:
-    """Find the seams of a ViT of open_clip or timm; a ResNet has none."""
-    v = cast(Any, visual)
-    if hasattr(v, "transformer") and hasattr(v, "conv1"):
-        blocks = [_block(block) for block in v.transformer.resblocks]
-        plain = all(blocks)
-        return Tower(
-            "image",
-            width=int(v.positional_embedding.shape[1]),
-            blocks=tuple(block for block in blocks if block) if plain else (),
-            context=int(v.positional_embedding.shape[0]),
-            embedding=v.conv1,
-            positions=v.positional_embedding,
-            class_token=v.class_embedding,
-            entry=v.transformer,
-            before=v.ln_pre,
-            final_norm=v.ln_post,
-            projection=v.proj,
-            absent="" if plain else "its blocks are of open_clip's custom kind",
-        )
-    trunk = getattr(v, "trunk", None)
-    if trunk is not None and isinstance(getattr(trunk, "blocks", None), nn.Sequential):
-        blocks = [_timm_block(block) for block in trunk.blocks]
-        if all(blocks) and isinstance(getattr(trunk, "pos_embed", None), Tensor):
-            return Tower(
-                "image",
-                width=int(trunk.embed_dim),
-                blocks=tuple(block for block in blocks if block),
-                context=int(trunk.pos_embed.shape[1]),
-                embedding=trunk.patch_embed,
-                positions=trunk.pos_embed[0],
-                class_token=None if trunk.cls_token is None else trunk.cls_token[0, 0],
-                entry=trunk.blocks,
-                before=trunk.norm_pre,
-                final_norm=trunk.norm,
-                projection=getattr(v.head, "proj", None),
-            )
-    width = int(getattr(v, "output_dim", 0) or getattr(trunk, "num_features", 0))
-    return Tower("image", width, absent=f"it is a {type(trunk or visual).__name__}")
-
-
-def _block(module: nn.Module) -> Block | None:
-    """Name the parts of open_clip's `ResidualAttentionBlock`."""
-    b = cast(Any, module)
-    if not isinstance(getattr(b, "attn", None), nn.MultiheadAttention):
-        return None
-    attn = b.attn
-    return Block(
-        module, b.ln_1, b.ln_2, b.mlp, b.ls_1, b.ls_2, attn.out_proj, int(attn.num_heads),
-        lambda: (attn.in_proj_weight, attn.in_proj_bias),
-    )  # fmt: skip
-
-
-def _timm_block(module: nn.Module) -> Block | None:
-    """Name the parts of timm's pre-norm `Block`."""
-    b = cast(Any, module)
-    attn = getattr(b, "attn", None)
-    if attn is None or not all(hasattr(attn, part) for part in ("qkv", "proj", "num_heads")):
-        return None
-    if any(
-        not isinstance(getattr(attn, norm, None), nn.Identity | None) for norm in ("q_norm", "k_norm", "norm")
-    ):
-        return None
-    return Block(
-        module, b.norm1, b.norm2, b.mlp, b.ls1, b.ls2, attn.proj, int(attn.num_heads),
-        lambda: (attn.qkv.weight, attn.qkv.bias),
-    )  # fmt: skip

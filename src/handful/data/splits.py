@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from collections.abc import Sequence
@@ -12,43 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handful.data.images import ImageSet
+from handful.data.sets import ImageSet
 from handful.errors import DataError, unexpected
-
-
-def read_table(table: Path) -> list[tuple[Path, str]]:
-    """Read rows of path and label from CSV or JSONL."""
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Got table={str(table)!r}, expected a readable UTF-8 file: {error}") from error
-    rows: list[tuple[Path, str]] = []
-    for number, row in _rows(table, text):
-        path, label = row.get("path"), row.get("label")
-        if not path or label in (None, ""):
-            raise DataError(f"{table}, row {number}: expected the columns path and label, got {sorted(row)}.")
-        rows.append((table.parent / str(path), str(label)))
-    if not rows:
-        raise DataError(f"{table} has no rows. Write a header `path,label` and a line for each image.")
-    return rows
-
-
-def _rows(table: Path, text: str) -> list[tuple[int, dict[str, object]]]:
-    if table.suffix.lower() == ".csv":
-        return [(i, dict(row)) for i, row in enumerate(csv.DictReader(text.splitlines()), 2)]
-    if table.suffix.lower() not in (".jsonl", ".ndjson"):
-        raise unexpected("table", str(table), "a file that ends in .csv or .jsonl")
-    found: list[tuple[int, dict[str, object]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{table}, line {number}: not JSON ({error}).") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{table}, line {number}: expected an object, got {line[:40]!r}.")
-            found.append((number, row))
-    return found
 
 
 def read_split_zhou(file: str | Path, images: str | Path) -> dict[str, ImageSet]:

@@ -1,37 +1,33 @@
 """Encode once: raw image features, cached on disk by content.
 
-A store is a folder for one way of encoding (backbone fingerprint, dtype, views, seed, crop scale);
-it holds shards `<hash>.safetensors` with the digests of the images beside their features. A shard is
-written to a unique temporary file and renamed, so two processes may write at once; only images that
-no shard holds are encoded, and a run that was interrupted goes on from its last shard.
+One way of encoding (backbone fingerprint, dtype, views, seed, crop scale) has one store on disk; only
+images that it does not hold are encoded, and a run that was interrupted goes on from its last shard.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.images import MOST_SHOWN, ImageSet, decode, digest, in_threads
+from handful.data.images import decode, digest, in_threads
+from handful.data.sets import MOST_SHOWN, ImageSet
 from handful.errors import DataError, unexpected
-from handful.files import write_atomically
+from handful.features.store import Store, cache_folder
 from handful.types import ImageLike
+
+__all__ = ["Features", "cache_folder", "encode"]
 
 LAYOUT = 1
 BATCH = 64
@@ -88,56 +84,6 @@ class Features:
     def directions(self) -> Tensor:
         """One unit vector for each image: the mean of its raw views, then normalised, `[N, E]`."""
         return F.normalize(self.pooled(), dim=-1)
-
-
-def cache_folder() -> Path:
-    """Where features are cached: `$HANDFUL_CACHE`, or the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("HANDFUL_CACHE") or Path(base) / "handful")
-
-
-class Store:
-    """Features on disk, for one way of encoding."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def read(self, wanted: set[str]) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Find the wanted digests; a shard that can't be read counts as absent."""
-        found: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for shard in sorted(self.folder.glob("*.safetensors")):
-            if wanted <= found.keys():
-                break
-            try:
-                with safetensors.safe_open(shard, "pt") as file:
-                    names = [row.numpy().tobytes().hex() for row in file.get_tensor("digests")]
-                    rows = [row for row, name in enumerate(names) if name in wanted]
-                    if not rows:
-                        continue
-                    values = file.get_tensor("values")[rows]
-                    hidden = file.get_tensor("hidden")[rows] if "hidden" in file.keys() else None  # noqa: SIM118
-            except (SafetensorError, OSError) as error:
-                warnings.warn(f"Leaving out a damaged cache file, {shard}: {error}", stacklevel=4)
-                continue
-            for place, row in enumerate(rows):
-                found[names[row]] = (values[place], None if hidden is None else hidden[place])
-        return found
-
-    def write(self, rows: dict[str, tuple[Tensor, Tensor | None]]) -> None:
-        """Add a shard; a full or read-only disk costs the cache, not the run."""
-        from safetensors.torch import save
-
-        digests = torch.tensor([list(bytes.fromhex(name)) for name in rows], dtype=torch.uint8)
-        tensors = {"digests": digests, "values": torch.stack([value for value, _ in rows.values()])}
-        hidden = [h for _, h in rows.values() if h is not None]
-        if len(hidden) == len(rows):
-            tensors["hidden"] = torch.stack(hidden)
-        name = hashlib.sha256("".join(rows).encode()).hexdigest()[:32]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / f"{name}.safetensors", save(tensors))
-        except OSError as error:
-            warnings.warn(f"Features are not cached in {self.folder}: {error}", stacklevel=4)
 
 
 def encode(

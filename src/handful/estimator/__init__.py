@@ -9,7 +9,6 @@ import datetime
 import inspect
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from handful import checkpoint
 from handful.backbones import Backbone, load_backbone
-from handful.data.images import ImageSet, clean_name
+from handful.data.sets import ImageSet, clean_name
 from handful.errors import (
     CheckpointError,
     DataError,
@@ -30,54 +29,19 @@ from handful.errors import (
     ParameterError,
     unexpected,
 )
+from handful.estimator.inputs import Task, read_class_weights, read_labels
 from handful.features import Features, encode
 from handful.heads import HEADS, Head
 from handful.metrics import accuracy
-from handful.prompts import check_names, class_weights, resolve_templates
+from handful.prompts import class_weights as text_classifier
+from handful.prompts import resolve_templates
 from handful.types import ImageLike, Labels
 
 SCALE = 100.0
 """CLIP's inverse temperature, for features that come without a backbone."""
 PREDICT_BATCH = 4096
 
-
-@dataclass(frozen=True)
-class Task:
-    """What a method is given: the support set in feature space and the text classifier.
-
-    Attributes
-    ----------
-    features
-        The support set, `[N, V, E]` raw; None for zero-shot.
-    labels
-        `[N]` int64.
-    class_names
-        In label order.
-    text
-        Class weights `[C, E]`, rows of unit norm; None for a method that does not read text.
-    scale
-        The inverse temperature of the backbone.
-    """
-
-    features: Features | None
-    labels: Tensor
-    class_names: tuple[str, ...]
-    text: Tensor | None
-    scale: float
-
-    @property
-    def support(self) -> Features:
-        """The support set's features, or an error that says it is missing."""
-        if self.features is None:
-            raise DataError("This method learns from images: give fit(images, labels).")
-        return self.features
-
-    @property
-    def text_weights(self) -> Tensor:
-        """The text classifier, or an error that says it is missing."""
-        if self.text is None:
-            raise ParameterError("This method reads class names: give a backbone or class_weights=.")
-        return self.text
+__all__ = ["FewShotClassifier", "Task"]
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -135,10 +99,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         self
         """
-        names, rows, classes = self._labels(images, labels, class_names)
+        names, rows, classes = read_labels(images, labels, class_names, self.uses_text)
         backbone = self._backbone(needed=class_weights is None and self.uses_text)
         features = None if images is None else self._encode(images, training=True)
-        text = self._text(backbone, names, class_weights)
+        text = None
+        if class_weights is not None:
+            text = read_class_weights(class_weights, len(names))
+        elif self.uses_text and backbone is not None:
+            text = text_classifier(backbone, names, getattr(self, "templates", "default")).cpu()
+        if features is not None and len(features) != len(rows):
+            raise DataError(f"Got {len(features)} images and {len(rows)} labels, expected as many.")
         if features is not None and text is not None and features.values.shape[-1] != text.shape[1]:
             raise DataError(
                 f"Got features {features.values.shape[-1]} wide and class weights {text.shape[1]} wide, "
@@ -156,37 +126,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         return self
 
-    def _labels(
-        self, images: object, labels: Labels | None, class_names: Sequence[str] | None
-    ) -> tuple[tuple[str, ...], Tensor, NDArray[Any]]:
-        """Give class names, labels `[N]` as rows of them, and what predict answers with `[C]`."""
-        if isinstance(images, ImageSet):
-            names = check_names(images.class_names)
-            return names, torch.as_tensor(images.labels), np.array(names)
-        if images is None:
-            if class_names is None:
-                raise DataError("Got neither images nor class_names: nothing to fit.")
-            names = check_names(class_names)
-            return names, torch.zeros(0, dtype=torch.int64), np.array(names)
-        if labels is None:
-            raise DataError("Got images without labels. Give labels, or an ImageSet.")
-        marks = np.asarray(labels)
-        count = len(images) if hasattr(images, "__len__") else None
-        if marks.ndim != 1 or (count is not None and count != len(marks)) or not len(marks):
-            raise DataError(f"Got {count} images and labels of shape {marks.shape}, expected one each.")
-        if marks.dtype.kind in "iu":
-            if class_names is None and self.uses_text:
-                raise DataError(
-                    "Integer labels say nothing about what the classes are, and this method reads "
-                    "class names. Give class_names=[...] in label order, or string labels."
-                )
-            if class_names is None:
-                values, rows = np.unique(marks, return_inverse=True)
-                return tuple(map(str, values)), torch.as_tensor(rows), values
-        paired = ImageSet.from_lists(range(len(marks)), marks.tolist(), class_names)  # type: ignore[arg-type]
-        names = check_names(paired.class_names)
-        return names, torch.as_tensor(paired.labels), np.array(names)
-
     def _backbone(self, needed: bool) -> Backbone | None:
         """Load the backbone by name, once; keep the parameter as it was given."""
         if self.backbone is None or isinstance(self.backbone, Backbone):
@@ -202,20 +141,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if loaded is None or loaded.name != self.backbone:
             self._loaded = loaded = load_backbone(self.backbone)
         return loaded
-
-    def _text(
-        self, backbone: Backbone | None, names: tuple[str, ...], given: Tensor | NDArray[Any] | None
-    ) -> Tensor | None:
-        if given is not None:
-            weights = torch.as_tensor(given).detach().float()
-            if weights.ndim != 2 or len(weights) != len(names):
-                raise DataError(
-                    f"Got class_weights of shape {list(weights.shape)}, expected [{len(names)}, E]."
-                )
-            return torch.nn.functional.normalize(weights, dim=-1)
-        if not self.uses_text or backbone is None:
-            return None
-        return class_weights(backbone, names, getattr(self, "templates", "default")).cpu()
 
     def _encode(self, images: Any, training: bool = False, cache: bool = True) -> Features:
         """Give features for anything that predict or fit takes."""

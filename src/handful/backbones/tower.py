@@ -1,0 +1,164 @@
+"""The seams of a transformer tower, found in open_clip's and timm's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from torch import Tensor, nn
+
+from handful.errors import SeamError
+
+
+@dataclass(frozen=True)
+class Block:
+    """The seams of one transformer block, `x + ls1(attn(norm1 x))`, then `x + ls2(mlp(norm2 x))`."""
+
+    module: nn.Module
+    norm1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    scale1: nn.Module
+    scale2: nn.Module
+    out: nn.Linear
+    """The output projection of the attention."""
+    heads: int
+    project: Callable[[], tuple[Tensor, Tensor | None]]
+    """Gives the joint q, k, v weight `[3 D, D]` and bias `[3 D]`, live."""
+
+    @property
+    def qkv(self) -> tuple[Tensor, Tensor | None]:
+        """The joint projection's weight `[3 D, D]` and bias `[3 D]` or None."""
+        return self.project()
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One encoder's seams. A tower without blocks (a ResNet, a foreign text model) has none."""
+
+    side: Literal["image", "text"]
+    width: int
+    blocks: tuple[Block, ...] = ()
+    causal: bool = False
+    """A position never sees what comes after it, and the feature is read at the end of the text."""
+    context: int = 0
+    """Positions that the tower reads."""
+    embedding: nn.Module | None = None
+    """Token embedding (text) or patch embedding (image)."""
+    positions: Tensor | None = None
+    """Positional embedding `[L, D]`."""
+    class_token: Tensor | None = None
+    entry: nn.Module | None = None
+    """The module whose input is the tokens `[N, L, D]` on their way into the first block."""
+    before: nn.Module | None = None
+    """The norm before the first block, if any."""
+    final_norm: nn.Module | None = None
+    projection: Tensor | nn.Module | None = None
+    """From tower width to joint width: `[D, E]`, a Linear, or None."""
+    absent: str = ""
+    """Why there are no seams, when there are none."""
+
+    def require_blocks(self, wanted_by: str) -> tuple[Block, ...]:
+        """Give the blocks, or say why `wanted_by` can't work here."""
+        if not self.blocks:
+            raise SeamError(
+                f"{wanted_by} works inside the {self.side} tower, and this one has no transformer "
+                f"blocks to enter ({self.absent}). Use a ViT backbone, or a method that works on "
+                "features: TipAdapter, LinearProbe."
+            )
+        return self.blocks
+
+
+def text_tower(model: nn.Module) -> Tower:
+    """Find the seams of the text tower of `CLIP` or `CustomTextCLIP`."""
+    tower = cast(Any, getattr(model, "text", model))
+    if not hasattr(tower, "transformer") or not hasattr(tower, "token_embedding"):
+        width = int(getattr(getattr(tower, "config", None), "hidden_size", 0))
+        return Tower("text", width, absent=f"it is a {type(tower).__name__}")
+    blocks = tuple(_block(block) for block in tower.transformer.resblocks)
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", "argmax"))
+    has_class = getattr(tower, "cls_emb", None) is not None
+    plain = all(block is not None for block in blocks)
+    return Tower(
+        "text",
+        width=int(tower.token_embedding.weight.shape[1]),
+        blocks=tuple(block for block in blocks if block) if plain else (),
+        causal=tower.attn_mask is not None and pool in ("argmax", "eos") and not has_class,
+        context=int(tower.context_length),
+        embedding=tower.token_embedding,
+        positions=tower.positional_embedding,
+        entry=tower.transformer,
+        final_norm=tower.ln_final,
+        projection=tower.text_projection,
+        absent="" if plain else "its blocks are of open_clip's custom kind",
+    )
+
+
+def image_tower(visual: nn.Module) -> Tower:
+    """Find the seams of a ViT of open_clip or timm; a ResNet has none."""
+    v = cast(Any, visual)
+    if hasattr(v, "transformer") and hasattr(v, "conv1"):
+        blocks = [_block(block) for block in v.transformer.resblocks]
+        plain = all(blocks)
+        return Tower(
+            "image",
+            width=int(v.positional_embedding.shape[1]),
+            blocks=tuple(block for block in blocks if block) if plain else (),
+            context=int(v.positional_embedding.shape[0]),
+            embedding=v.conv1,
+            positions=v.positional_embedding,
+            class_token=v.class_embedding,
+            entry=v.transformer,
+            before=v.ln_pre,
+            final_norm=v.ln_post,
+            projection=v.proj,
+            absent="" if plain else "its blocks are of open_clip's custom kind",
+        )
+    trunk = getattr(v, "trunk", None)
+    if trunk is not None and isinstance(getattr(trunk, "blocks", None), nn.Sequential):
+        blocks = [_timm_block(block) for block in trunk.blocks]
+        if all(blocks) and isinstance(getattr(trunk, "pos_embed", None), Tensor):
+            return Tower(
+                "image",
+                width=int(trunk.embed_dim),
+                blocks=tuple(block for block in blocks if block),
+                context=int(trunk.pos_embed.shape[1]),
+                embedding=trunk.patch_embed,
+                positions=trunk.pos_embed[0],
+                class_token=None if trunk.cls_token is None else trunk.cls_token[0, 0],
+                entry=trunk.blocks,
+                before=trunk.norm_pre,
+                final_norm=trunk.norm,
+                projection=getattr(v.head, "proj", None),
+            )
+    width = int(getattr(v, "output_dim", 0) or getattr(trunk, "num_features", 0))
+    return Tower("image", width, absent=f"it is a {type(trunk or visual).__name__}")
+
+
+def _block(module: nn.Module) -> Block | None:
+    """Name the parts of open_clip's `ResidualAttentionBlock`."""
+    b = cast(Any, module)
+    if not isinstance(getattr(b, "attn", None), nn.MultiheadAttention):
+        return None
+    attn = b.attn
+    return Block(
+        module, b.ln_1, b.ln_2, b.mlp, b.ls_1, b.ls_2, attn.out_proj, int(attn.num_heads),
+        lambda: (attn.in_proj_weight, attn.in_proj_bias),
+    )  # fmt: skip
+
+
+def _timm_block(module: nn.Module) -> Block | None:
+    """Name the parts of timm's pre-norm `Block`."""
+    b = cast(Any, module)
+    attn = getattr(b, "attn", None)
+    if attn is None or not all(hasattr(attn, part) for part in ("qkv", "proj", "num_heads")):
+        return None
+    if any(
+        not isinstance(getattr(attn, norm, None), nn.Identity | None) for norm in ("q_norm", "k_norm", "norm")
+    ):
+        return None
+    return Block(
+        module, b.norm1, b.norm2, b.mlp, b.ls1, b.ls2, attn.proj, int(attn.num_heads),
+        lambda: (attn.qkv.weight, attn.qkv.bias),
+    )  # fmt: skip

@@ -1,0 +1,268 @@
+"""Labelled images from folders, tables and lists: what went in and what came out is counted."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from handful.data.images import check_files
+from handful.errors import DataError, unexpected
+from handful.types import ImageLike
+
+SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+MOST_SHOWN = 12
+
+OnError = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """One file or folder that was not used, and why."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What went in and what came out: `found == kept + len(left_out)` always."""
+
+    found: int
+    kept: int
+    left_out: tuple[LeftOut, ...] = ()
+    empty_classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.found != self.kept + len(self.left_out):
+            raise DataError(
+                f"Counted {self.found} files, kept {self.kept} and left out {len(self.left_out)}: "
+                "the folder changed while it was read. Read it again."
+            )
+
+    def __str__(self) -> str:
+        lines = [f"{self.kept} of {self.found} files used, {len(self.left_out)} left out"]
+        lines += [f"  {item}" for item in self.left_out[:MOST_SHOWN]]
+        if len(self.left_out) > MOST_SHOWN:
+            lines.append(f"  and {len(self.left_out) - MOST_SHOWN} more")
+        lines += [f"  {name}: a class folder without images" for name in self.empty_classes]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with labels.
+
+    Attributes
+    ----------
+    items
+        Paths, PIL images or byte arrays, one for each image.
+    labels
+        `[N]` integers, rows of `class_names`.
+    class_names
+        The names of the classes in label order, underscores already spaces.
+    report
+        What was found and left out when the set was read.
+    """
+
+    items: tuple[ImageLike, ...]
+    labels: np.ndarray[Any, Any]
+    class_names: tuple[str, ...]
+    report: Report | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels)
+        object.__setattr__(self, "labels", labels)
+        if labels.shape != (len(self.items),):
+            raise DataError(
+                f"Got {len(self.items)} images and labels of shape {labels.shape}, "
+                "expected one label for each image."
+            )
+        if len(labels) and not (labels.min() >= 0 and labels.max() < len(self.class_names)):
+            raise DataError(
+                f"Got labels from {labels.min()} to {labels.max()} for "
+                f"{len(self.class_names)} class names, expected rows of class_names."
+            )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> ImageSet:
+        """Choose rows, keeping all class names: `images[[3, 1, 4]]`."""
+        chosen = np.asarray(rows, dtype=int)
+        return replace(
+            self,
+            items=tuple(self.items[row] for row in chosen),
+            labels=self.labels[chosen],
+            report=None,
+        )
+
+    @classmethod
+    def from_lists(
+        cls,
+        images: Iterable[ImageLike],
+        labels: Iterable[str] | Iterable[int],
+        class_names: Sequence[str] | None = None,
+    ) -> ImageSet:
+        """Pair images with labels: class names, or integers with `class_names` given.
+
+        Names are sorted, as scikit-learn sorts its classes, unless `class_names` fixes the order.
+        """
+        items, marks = tuple(images), list(labels)
+        if len(items) != len(marks):
+            raise DataError(f"Got {len(items)} images and {len(marks)} labels, expected as many.")
+        if marks and all(isinstance(mark, str) for mark in marks):
+            words = [clean_name(str(mark)) for mark in marks]
+            names = tuple(map(clean_name, class_names)) if class_names else tuple(sorted(set(words)))
+            unknown = sorted(set(words) - set(names))
+            if unknown:
+                raise unexpected("labels", unknown[:5], f"names among class_names={list(names)[:8]}")
+            row_of = {name: row for row, name in enumerate(names)}
+            return cls(items, np.array([row_of[word] for word in words], dtype=int), names)
+        if class_names is None:
+            raise DataError(
+                "Integer labels say nothing about what the classes are. Give class_names=[...] in "
+                "label order, or give the labels as strings."
+            )
+        return cls(items, np.array(marks, dtype=int), tuple(map(clean_name, class_names)))
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, on_error: OnError = "raise", verify: bool = True) -> ImageSet:
+        """Read a folder with one sub-folder for each class, of any depth below that.
+
+        Parameters
+        ----------
+        folder
+            `folder/<class name>/.../<image>`; the sub-folder's name is the class name.
+        on_error
+            `"raise"`: one error that lists every bad file, before any work starts.
+            `"skip"`: bad files stay out, and `report` says which.
+        verify
+            Decode every image once to find truncated ones.
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            raise DataError(f"Got folder={str(folder)!r}, expected a folder of class folders.")
+        classes = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+        if not classes:
+            raise DataError(
+                f"{root} holds no class folders. Lay the images out as {root}/<class name>/<image>."
+            )
+        files: list[tuple[Path, str]] = []
+        names: list[str] = []
+        empty: list[str] = []
+        loose = [path for path in root.iterdir() if path.is_file() and not _is_system(path)]
+        for path in classes:
+            inside = sorted(found for found in path.rglob("*") if found.is_file())
+            inside = [found for found in inside if not _is_system(found)]
+            (empty if not inside else names).append(path.name)
+            files += [(found, path.name) for found in inside]
+        bad = [LeftOut(str(path), "lies beside the class folders, in none of them") for path in loose]
+        return _assemble(files, names, on_error, verify, bad, empty)
+
+    @classmethod
+    def from_table(cls, table: str | Path, on_error: OnError = "raise", verify: bool = True) -> ImageSet:
+        """Read a CSV (with a header) or JSONL file with the columns `path` and `label`.
+
+        Paths that are not absolute start at the table's own folder.
+        """
+        rows = read_table(Path(table))
+        names = list(dict.fromkeys(label for _, label in rows))
+        return _assemble(rows, sorted(names), on_error, verify, [], [])
+
+
+def _is_system(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.lower() in SYSTEM_FILES
+
+
+def clean_name(name: str) -> str:
+    """Turn a folder or file name into words: underscores are spaces (methods.md §1.1)."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def _assemble(
+    files: list[tuple[Path, str]],
+    names: list[str],
+    on_error: OnError,
+    verify: bool,
+    bad: list[LeftOut],
+    empty: list[str],
+) -> ImageSet:
+    """Check files and names together, and raise once or leave out."""
+    if on_error not in ("raise", "skip"):
+        raise unexpected("on_error", on_error, "'raise' or 'skip'")
+    cleaned: dict[str, list[str]] = {}
+    for name in names + empty:
+        cleaned.setdefault(clean_name(name).casefold(), []).append(name)
+    twice = [f"{' and '.join(group)} are one class name" for group in cleaned.values() if group[1:]]
+    if twice:
+        raise DataError("Duplicate class folders: " + "; ".join(twice) + ". Merge them, or rename one.")
+    found = len(files) + len(bad)
+    reasons = check_files([path for path, _ in files]) if verify else [None] * len(files)
+    bad = bad + [
+        LeftOut(str(path), reason)
+        for (path, _), reason in zip(files, reasons, strict=True)
+        if reason is not None
+    ]
+    kept = [row for row, reason in zip(files, reasons, strict=True) if reason is None]
+    alive = {label for _, label in kept}
+    empty = empty + [name for name in names if name not in alive]
+    report = Report(found, len(kept), tuple(bad), tuple(empty))
+    if on_error == "raise" and (bad or empty):
+        raise DataError(
+            f"Some of the input can't be used. {report}\n"
+            'Mend or remove these, or leave them out with on_error="skip" (--on-error skip).'
+        )
+    if not kept:
+        raise DataError(f"No image is left. {report}")
+    order = [name for name in names if name in alive]
+    row_of = {name: row for row, name in enumerate(order)}
+    return ImageSet(
+        tuple(path for path, _ in kept),
+        np.array([row_of[label] for _, label in kept], dtype=int),
+        tuple(clean_name(name) for name in order),
+        report,
+    )
+
+
+def read_table(table: Path) -> list[tuple[Path, str]]:
+    """Read rows of path and label from CSV or JSONL."""
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Got table={str(table)!r}, expected a readable UTF-8 file: {error}") from error
+    rows: list[tuple[Path, str]] = []
+    for number, row in _rows(table, text):
+        path, label = row.get("path"), row.get("label")
+        if not path or label in (None, ""):
+            raise DataError(f"{table}, row {number}: expected the columns path and label, got {sorted(row)}.")
+        rows.append((table.parent / str(path), str(label)))
+    if not rows:
+        raise DataError(f"{table} has no rows. Write a header `path,label` and a line for each image.")
+    return rows
+
+
+def _rows(table: Path, text: str) -> list[tuple[int, dict[str, object]]]:
+    if table.suffix.lower() == ".csv":
+        return [(i, dict(row)) for i, row in enumerate(csv.DictReader(text.splitlines()), 2)]
+    if table.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise unexpected("table", str(table), "a file that ends in .csv or .jsonl")
+    found: list[tuple[int, dict[str, object]]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{table}, line {number}: not JSON ({error}).") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{table}, line {number}: expected an object, got {line[:40]!r}.")
+            found.append((number, row))
+    return found

@@ -1,0 +1,97 @@
+"""What a fit is given, made plain: names, labels, class weights, and the task of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from handful.data.sets import ImageSet
+from handful.errors import DataError, ParameterError
+from handful.features import Features
+from handful.prompts import check_names
+from handful.types import Labels
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is given: the support set in feature space and the text classifier.
+
+    Attributes
+    ----------
+    features
+        The support set, `[N, V, E]` raw; None for zero-shot.
+    labels
+        `[N]` int64.
+    class_names
+        In label order.
+    text
+        Class weights `[C, E]`, rows of unit norm; None for a method that does not read text.
+    scale
+        The inverse temperature of the backbone.
+    """
+
+    features: Features | None
+    labels: Tensor
+    class_names: tuple[str, ...]
+    text: Tensor | None
+    scale: float
+
+    @property
+    def support(self) -> Features:
+        """The support set's features, or an error that says it is missing."""
+        if self.features is None:
+            raise DataError("This method learns from images: give fit(images, labels).")
+        return self.features
+
+    @property
+    def text_weights(self) -> Tensor:
+        """The text classifier, or an error that says it is missing."""
+        if self.text is None:
+            raise ParameterError("This method reads class names: give a backbone or class_weights=.")
+        return self.text
+
+
+def read_labels(
+    images: object, labels: Labels | None, class_names: Sequence[str] | None, uses_text: bool
+) -> tuple[tuple[str, ...], Tensor, NDArray[Any]]:
+    """Give class names, labels `[N]` as rows of them, and what predict answers with `[C]`."""
+    if isinstance(images, ImageSet):
+        names = check_names(images.class_names)
+        return names, torch.as_tensor(images.labels), np.array(names)
+    if images is None:
+        if class_names is None:
+            raise DataError("Got neither images nor class_names: nothing to fit.")
+        names = check_names(class_names)
+        return names, torch.zeros(0, dtype=torch.int64), np.array(names)
+    if labels is None:
+        raise DataError("Got images without labels. Give labels, or an ImageSet.")
+    marks = np.asarray(labels)
+    count = len(images) if hasattr(images, "__len__") else None
+    if marks.ndim != 1 or (count is not None and count != len(marks)) or not len(marks):
+        raise DataError(f"Got {count} images and labels of shape {marks.shape}, expected one each.")
+    if marks.dtype.kind in "iu":
+        if class_names is None and uses_text:
+            raise DataError(
+                "Integer labels say nothing about what the classes are, and this method reads "
+                "class names. Give class_names=[...] in label order, or string labels."
+            )
+        if class_names is None:
+            values, rows = np.unique(marks, return_inverse=True)
+            return tuple(map(str, values)), torch.as_tensor(rows), values
+    paired = ImageSet.from_lists(range(len(marks)), marks.tolist(), class_names)  # type: ignore[arg-type]
+    names = check_names(paired.class_names)
+    return names, torch.as_tensor(paired.labels), np.array(names)
+
+
+def read_class_weights(given: Tensor | NDArray[Any], classes: int) -> Tensor:
+    """Check a text classifier `[C, E]` that a user gives, and normalise its rows."""
+    weights = torch.as_tensor(given).detach().float()
+    if weights.ndim != 2 or len(weights) != classes:
+        raise DataError(f"Got class_weights of shape {list(weights.shape)}, expected [{classes}, E].")
+    return torch.nn.functional.normalize(weights, dim=-1)
