@@ -242,15 +242,9 @@ def test_every_form_of_image_gives_the_same(mini: handful.Backbone, support: han
     clf = handful.TipAdapter(mini).fit(list(support.items), names)
     path = support.items[0]
     opened = Image.open(path)
-    forms = [
-        path,
-        [path],
-        [str(path)],
-        opened,
-        [opened],
-        [np.asarray(opened)],
-        handful.encode(mini, [path]),
-    ]
+    colour = np.asarray(opened.convert("RGB"))
+    forms = [path, [path], [str(path)], opened, [opened], [np.asarray(opened)], colour, colour[None]]
+    forms.append(handful.encode(mini, [path]))
     expected = clf.decision_function(support)[:1]
     for form in forms:
         np.testing.assert_allclose(clf.decision_function(form), expected, atol=1e-4)

@@ -243,7 +243,7 @@ def read_table(table: Path) -> list[tuple[Path, str]]:
     for number, row in _rows(table, text):
         path, label = row.get("path"), row.get("label")
         if not path or label in (None, ""):
-            raise DataError(f"{table}, row {number}: expected the columns path and label, got {sorted(row)}.")
+            raise DataError(f"{table}, row {number}: expected the columns path and label, got {list(row)}.")
         rows.append((table.parent / str(path), str(label)))
     if not rows:
         raise DataError(f"{table} has no rows. Write a header `path,label` and a line for each image.")

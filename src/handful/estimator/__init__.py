@@ -153,7 +153,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if images.fingerprint and wanted and images.fingerprint != wanted:
                 raise FingerprintError("These features come from another backbone. Encode them again.")
             return images
-        if isinstance(images, str | Path) or hasattr(images, "getexif"):
+        lone_array = isinstance(images, np.ndarray) and images.ndim == 3 and images.dtype == np.uint8
+        if isinstance(images, str | Path) or hasattr(images, "getexif") or lone_array:
             images = [images]
         backbone = self._backbone(needed=True)
         assert backbone is not None

@@ -16,7 +16,7 @@ from handful.estimator import FewShotClassifier, Task
 from handful.heads import CacheHead
 from handful.selection import best_ratio, check_selection, folds, smallest_class
 
-ALPHA_RANGE = (0.1, 10.0)
+ALPHA_RANGE = (0.1, 50.0)
 BETAS = tuple(float(beta) for beta in np.linspace(0.5, 20, 40))
 FOLDS = 4
 
