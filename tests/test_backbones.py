@@ -157,6 +157,21 @@ def test_weights_that_cannot_be_had_name_three_ways_out(
         handful.load_backbone(name)
 
 
+def test_without_a_network_the_hub_is_not_asked_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.create_connection", _no_network)
+    monkeypatch.setattr("handful.backbones.openclip.getproxies", dict)
+    with pytest.raises(handful.WeightsUnavailable):
+        handful.load_backbone("hf-hub:org/name")
+    assert constants.HF_HUB_OFFLINE is False
+    assert caplog.text == ""
+
+
 def _no_network(*args: object, **settings: object) -> str:
     raise OSError("no network")
 

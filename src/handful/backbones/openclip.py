@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import open_clip
 import torch
@@ -53,8 +58,7 @@ def load(name: str, weights: str | Path | None = None, **place: Any) -> Backbone
             "backbone", name, "'mini', an open_clip 'model/tag', 'hf-hub:org/name' or a config.json"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _calmly():
             model, _, _ = open_clip.create_model_and_transforms(
                 model_name, tag or None, force_quick_gelu=quick_gelu, require_pretrained=True
             )
@@ -65,6 +69,38 @@ def load(name: str, weights: str | Path | None = None, **place: Any) -> Backbone
             f"they be fetched ({_last_line(error)}). {WAYS_OUT}"
         ) from error
     return wrap(name, model, tokenizer, model.visual.preprocess_cfg, **place)
+
+
+@contextmanager
+def _calmly() -> Iterator[None]:
+    """Keep the clients' chatter down, and spare a minute of retries where there is no network.
+
+    Without one, the hub's client looks into its cache only.
+    """
+    from huggingface_hub import constants
+
+    offline, disabled = constants.HF_HUB_OFFLINE, logging.root.manager.disable
+    constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        logging.disable(disabled)
+
+
+def _reachable(endpoint: str) -> bool:
+    """Say whether a web address answers, or a proxy may answer for it."""
+    address = urlsplit(endpoint)
+    if getproxies().get(address.scheme):
+        return True
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=3):
+            return True
+    except OSError:
+        return False
 
 
 def _last_line(error: BaseException) -> str:
@@ -118,7 +154,7 @@ def _load_files(config: Path, weights: str | Path | None, **place: Any) -> Backb
         ) from error
     tokenizer = build_tokenizer(model_cfg["text_cfg"], config.parent)
     preprocess = dict(settings.get("preprocess_cfg", {}), size=cast(Any, model.visual).image_size)
-    name = json.dumps({"config": str(config), "weights": str(weights)})
+    name = json.dumps({"config": str(config.resolve()), "weights": str(Path(weights).resolve())})
     return wrap(name, model, tokenizer, preprocess, **place)
 
 
