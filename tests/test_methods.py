@@ -111,7 +111,7 @@ def test_the_search_for_c_brackets_and_bisects():
         return -abs(np.log10(c) - 0.6)
 
     assert abs(np.log10(search_c(score)) - 0.6) < 0.02
-    assert tried[:7] == [1e6, 1e4, 1e2, 1, 1e-2, 1e-4, 1e-6]
+    assert tried[:7] == [1e-6, 1e-4, 1e-2, 1, 1e2, 1e4, 1e6]
     assert len(tried) == len(set(tried))
 
 
@@ -342,3 +342,125 @@ def test_a_third_partys_method(mini: handful.Backbone, support: handful.ImageSet
     for name in ("nothing", "json:loads", "no_module:Class", f"{__name__}:Absent"):
         with pytest.raises(handful.ParameterError, match="method"):
             find_method(name)
+
+
+# -- what a hostile newcomer found -------------------------------------------------------------------
+
+
+def test_rows_by_mask_slice_and_number():
+    images = handful.ImageSet(tuple("abcd"), np.array([0, 1, 0, 1]), ("x", "y"))
+    features = handful.Features.from_array(np.arange(8, dtype=np.float32).reshape(4, 2))
+    assert images[images.labels == 1].items == ("b", "d")
+    assert images[1:3].items == ("b", "c")
+    assert features[images.labels == 1].values[:, 0, 0].tolist() == [2, 6]
+    for rows in ([9], [0.5], [True], 3):
+        with pytest.raises(handful.ParameterError, match="rows"):
+            images[rows]
+
+
+def test_an_image_in_memory_is_known_by_what_is_seen(mini: handful.Backbone):
+    from PIL import Image
+
+    one = Image.new("P", (64, 64))
+    other = one.copy()
+    one.putpalette([255, 0, 0])
+    other.putpalette([0, 0, 255])
+    turned = Image.linear_gradient("L")
+    upright = turned.copy()
+    turned.getexif()[0x0112] = 6
+    values = handful.encode(mini, [one, other, upright, turned]).values
+    assert float((values[0] - values[1]).abs().max()) > 0.1
+    assert float((values[2] - values[3]).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("method", "bad"),
+    [
+        ("tip-adapter", {"alpha": float("inf")}),
+        ("tip-adapter", {"alpha": "abc"}),
+        ("tip-adapter", {"beta": None}),
+        ("tip-adapter", {"alpha": True}),
+        ("linear-probe", {"C": float("nan")}),
+        ("linear-probe", {"folds": 1}),
+        ("linear-probe", {"folds": 2.5}),
+    ],
+)
+def test_parameters_are_checked(method: str, bad: dict[str, object]):
+    features, labels, text = toy()
+    with pytest.raises(handful.ParameterError, match=next(iter(bad))):
+        handful.METHODS[method](**bad).fit(features, labels, class_names=NAMES, class_weights=text)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["a", None], AB), ([0.9, 1.9], AB), ([np.nan, 1.0], AB), (["a", "b"], [0, 1]), (["a", "b"], "ab"),
+        (["Cat", "cat"], None), (["a", "b"], ["a", "b", "A"]), ([True, False], AB),
+    ],
+)  # fmt: skip
+def test_labels_and_names_are_checked(labels: list, names: object):
+    with pytest.raises((handful.DataError, handful.ParameterError)):
+        handful.LinearProbe(selection="fixed").fit(X, labels, class_names=names)
+
+
+def test_names_may_be_an_array():
+    clf = handful.LinearProbe(selection="fixed").fit(X, AB, class_names=np.array(["b", "a"]))
+    assert clf.classes_.tolist() == ["b", "a"]
+
+
+def test_score_checks_what_it_is_given():
+    features, labels, text = toy()
+    clf = handful.TipAdapter().fit(features, labels, class_names=NAMES, class_weights=text)
+    names = np.array(NAMES)[labels]
+    assert clf.score(features, labels) == clf.score(features, np.char.upper(names)) > 0.8
+    for bad in (names[:3], [-1] * len(labels), ["zebra"] * len(labels), [9] * len(labels)):
+        with pytest.raises(handful.DataError):
+            clf.score(features, bad)
+
+
+def test_a_fit_that_fails_leaves_the_last_one_whole(tmp_path: Path):
+    features, labels, text = toy()
+    given = {"class_names": NAMES, "class_weights": text}
+    clf = handful.TipAdapter(alpha=2.0).fit(features, labels, **given)
+    before = clf.info()
+    with pytest.raises(handful.ParameterError):
+        clf.set_params(alpha=-1).fit(features, labels, **given)
+    after = clf.info()
+    assert after["parameters"]["alpha"] == 2.0  # what it was fitted with, not what was set since
+    assert {**after, "saved": 0} == {**before, "saved": 0}
+
+
+def test_grid_search_and_pickle_and_save(mini: handful.Backbone, support: handful.ImageSet, tmp_path: Path):
+    import pickle
+
+    from sklearn.model_selection import GridSearchCV
+
+    features, labels, text = toy(shots=6)
+    search = GridSearchCV(handful.TipAdapter(), {"alpha": np.arange(1, 4)}, cv=2)
+    best = search.fit(
+        features, np.array(NAMES)[labels], class_weights=text, class_names=NAMES
+    ).best_estimator_
+    best.save(tmp_path / "best")
+    assert handful.load(tmp_path / "best").alpha == best.alpha
+    clf = handful.TipAdapter(mini).fit(support)
+    again = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(again.decision_function(support), clf.decision_function(support))
+
+
+def test_an_image_set_brings_its_own_labels(mini: handful.Backbone, support: handful.ImageSet):
+    with pytest.raises(handful.DataError, match="its own labels"):
+        handful.ZeroShot(mini).fit(support, class_names=["x"])
+
+
+def test_images_that_cannot_be_read_in_memory(mini: handful.Backbone, tmp_path: Path, digits: Path):
+    import io
+
+    from PIL import Image
+
+    clf = handful.ZeroShot(mini).fit(class_names=AB)
+    whole = next((digits / "test/one").iterdir()).read_bytes()
+    Image.new("1", (400_000, 1)).save(tmp_path / "thin.png")
+    bad = [Image.open(io.BytesIO(whole[: len(whole) // 2])), Image.new("RGB", (0, 0)), "a\0b", None, 5]
+    for image in [*bad, tmp_path / "thin.png"]:
+        with pytest.raises((handful.DataError, handful.ParameterError)):
+            clf.predict(image)

@@ -95,7 +95,7 @@ class Texts:
             for names, templates in zip(self.names, self.templates, strict=True)
         ]  # per concept, per name: [T, 77]
         used = np.unique(np.concatenate([t.ravel() for group in self.tokens for t in group]))
-        # One row stands for every token that training never sees; id 1 (`"`) never names anything.
+        # One more row stands for every token that training never sees.
         self.kept = [int(token) for token in used]
         self.row_of_token = np.full(tokenizer.vocab_size, len(self.kept))
         self.row_of_token[self.kept] = np.arange(len(self.kept))

@@ -17,6 +17,9 @@ Each message names the argument, the value got, what is allowed, and the next st
 
 from __future__ import annotations
 
+import math
+from numbers import Integral, Real
+
 
 class HandfulError(Exception):
     """Base of all errors below."""
@@ -58,3 +61,22 @@ def unexpected(argument: str, value: object, allowed: str, next_step: str = "") 
     """Build the house's one sentence about a bad argument."""
     tail = f" {next_step}" if next_step else ""
     return ParameterError(f"Got {argument}={value!r}, expected {allowed}.{tail}")
+
+
+def check_number(argument: str, value: object, low: float, *, above: bool = False) -> float:
+    """Give a finite number that is at least `low` (`above`: more than `low`) as a float."""
+    fine = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        number = float(value) if fine else math.nan  # type: ignore[arg-type]
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < low or (above and number == low):
+        raise unexpected(argument, value, f"a finite number {'>' if above else '>='} {low:g}")
+    return number
+
+
+def check_integer(argument: str, value: object, low: int | None = None) -> int:
+    """Give an integer that is at least `low` as an int."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or (low is not None and value < low):
+        raise unexpected(argument, value, "an integer" + ("" if low is None else f" >= {low}"))
+    return int(value)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handful.errors import CheckpointError
+from handful.errors import CheckpointError, ParameterError, check_number
 
 CHUNK = 16_384
 """Cached keys that a cache head looks at together: bounds the memory over a million keys."""
@@ -173,7 +173,7 @@ def _expect(tensors: dict[str, Tensor], shapes: dict[str, tuple[int | str, ...]]
 
 
 def _number(settings: dict[str, Any], name: str) -> float:
-    value = settings.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CheckpointError(f"Got {name}={value!r} in the head's settings, expected a finite number.")
-    return float(value)
+    try:
+        return check_number(name, settings.get(name), -math.inf)
+    except ParameterError as error:
+        raise CheckpointError(f"In the head's settings: {error}") from error

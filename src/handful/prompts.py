@@ -10,7 +10,8 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.catalog import find_templates
-from handful.errors import DataError, unexpected
+from handful.data.sets import check_names
+from handful.errors import unexpected
 
 BATCH = 256
 
@@ -19,20 +20,10 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     """Give a tuple of templates for a template, a list of them, or a name in the catalogue."""
     if isinstance(templates, str):
         return (templates,) if "{}" in templates else find_templates(templates)
-    chosen = tuple(templates)
+    chosen = tuple(templates) if isinstance(templates, Sequence) else ()
     if not chosen or not all(isinstance(text, str) and "{}" in text for text in chosen):
-        raise unexpected("templates", list(chosen), "texts that hold {} where the class name goes")
+        raise unexpected("templates", templates, "texts that hold {} where the class name goes")
     return chosen
-
-
-def check_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Refuse lists of class names that can't make a classifier."""
-    words = tuple(" ".join(str(name).replace("_", " ").split()) for name in names)
-    if not words:
-        raise DataError("Got no class names, expected at least one.")
-    if "" in words:
-        raise DataError(f"Got an empty class name at position {words.index('')}, expected a word.")
-    return words
 
 
 def class_weights(backbone: Backbone, names: Sequence[str], templates: str | Sequence[str]) -> Tensor:

@@ -55,12 +55,12 @@ def search_c(score: Callable[[float], float], steps: int = 8) -> float:
     Parameters
     ----------
     score
-        Validation accuracy for a C.
+        Validation accuracy for a C; called for the grid in ascending order, so that a solver may
+        start from where it was.
     """
     score = cache(score)  # one end of the bracket stays from step to step
-    grid = [10.0**power for power in (6, 4, 2, 0, -2, -4, -6)]
-    scores = [score(c) for c in grid]
-    best = grid[int(np.argmax(scores))]
+    grid = [10.0**power for power in (-6, -4, -2, 0, 2, 4, 6)]
+    best = max(reversed([(score(c), c) for c in grid]), key=lambda pair: pair[0])[1]
     left, right = best / 10, best * 10
     kept = best
     for _ in range(steps):

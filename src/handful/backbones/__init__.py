@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from handful.backbones.base import Backbone
 from handful.backbones.tower import Block, Tower
+from handful.errors import BackboneError
 
-__all__ = ["Backbone", "Block", "Tower", "load_backbone"]
+__all__ = ["Backbone", "Block", "Tower", "load_backbone", "reload_backbone"]
 
 
 def load_backbone(
@@ -49,3 +51,15 @@ def load_backbone(
     if str(name) == "mini" and weights is None:
         return mini.load(device=device, dtype=dtype)
     return openclip.load(str(name), weights, device=device, dtype=dtype)
+
+
+def reload_backbone(name: str, device: Any = "auto", dtype: Any = "auto") -> Backbone:
+    """Load a backbone by its recorded `Backbone.name`; one from files recorded both paths there."""
+    if not name.startswith("{"):
+        return load_backbone(name, device=device, dtype=dtype)
+    try:
+        paths = json.loads(name)
+        config, weights = str(paths["config"]), str(paths["weights"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackboneError(f"The recorded backbone {name[:80]!r} can't be read.") from error
+    return load_backbone(config, weights, device=device, dtype=dtype)

@@ -67,6 +67,11 @@ class Backbone:
     def __sklearn_clone__(self) -> Backbone:
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        from handful.backbones import reload_backbone  # a pickled backbone is its name and its place
+
+        return reload_backbone, (self.name, str(self.device), str(self.dtype))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
         return self
 
@@ -182,9 +187,12 @@ def choose_device(device: str | torch.device) -> torch.device:
     """Choose a GPU where there is one, for `"auto"`."""
     if device != "auto":
         try:
+            torch.empty(0, device=device)
             return torch.device(device)
-        except RuntimeError as error:
-            raise unexpected("device", device, "'auto', 'cpu', 'cuda' or 'cuda:1'") from error
+        except (RuntimeError, AssertionError) as error:
+            raise unexpected(
+                "device", device, "'auto', 'cpu' or another device that this machine has"
+            ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a CUDA build on a machine without a driver warns here
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

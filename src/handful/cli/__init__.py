@@ -74,8 +74,12 @@ def demo(
     from rich.console import Console
 
     from handful.cli.tour import run_demo
+    from handful.errors import unexpected
 
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unexpected("--out", str(out), f"a folder that can be written ({error.strerror})") from error
     run_demo(out, Console(width=None if sys.stdout.isatty() else 110), _say)
 
 

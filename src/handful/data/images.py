@@ -21,6 +21,7 @@ Image.init()  # registers every plugin before threads need one
 WANTED = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # JPEG opens MPO too
 FORMATS = tuple(name for name in WANTED if name in Image.OPEN)
 MAX_PIXELS = 64_000_000
+MAX_ASPECT = 1_000
 
 
 def check_files(paths: Sequence[Path]) -> list[str | None]:
@@ -43,13 +44,13 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator
 
 
 def content(item: ImageLike) -> bytes:
-    """Give the bytes that identify an image: the file's own, or mode, size and pixels."""
+    """Give the bytes that identify an image: the file's own, or the upright RGB pixels."""
     if isinstance(item, (str, Path)):
         try:
             return Path(item).read_bytes()
-        except OSError as error:
-            raise DataError(f"{item}: {error.strerror or error}") from error
-    image = _from_memory(item)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{item}: {getattr(error, 'strerror', None) or error}") from error
+    image = decode(item)  # as it will be seen: palette, rotation and transparency are part of it
     return f"{image.mode} {image.size} ".encode() + image.tobytes()
 
 
@@ -70,7 +71,12 @@ def decode(item: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
         The file is missing, empty, truncated, too large, or not an image.
     """
     if not isinstance(item, (str, Path)):
-        return to_rgb(_from_memory(item))
+        try:
+            return to_rgb(_from_memory(item))
+        except DataError:
+            raise
+        except (OSError, SyntaxError, ValueError, TypeError) as error:
+            raise DataError(f"Got an image in memory that can't be read: {error}.") from error
     data = content(item)
     if not data:
         raise DataError(f"{item}: the file is empty")
@@ -80,6 +86,8 @@ def decode(item: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 raise DataError(
                     f"{item}: {image.width} x {image.height} pixels, at most {max_pixels} allowed"
                 )
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise DataError(f"{item}: {image.width} x {image.height} pixels is too thin a strip")
             image.load()
             return to_rgb(image)
     except DataError:
@@ -94,6 +102,8 @@ def decode(item: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def _from_memory(item: object) -> Image.Image:
     if isinstance(item, Image.Image):
+        if 0 in item.size:
+            raise DataError(f"Got an image of size {item.size}, expected at least one pixel.")
         return item
     array = np.asarray(item)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):

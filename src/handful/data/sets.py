@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -19,6 +21,7 @@ SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 MOST_SHOWN = 12
 
 OnError = Literal["raise", "skip"]
+Rows: TypeAlias = Sequence[int] | Sequence[bool] | slice | np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class ImageSet:
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
         object.__setattr__(self, "labels", labels)
+        if len(labels) and labels.dtype.kind not in "iu":
+            raise DataError(f"Got labels of dtype {labels.dtype}, expected integers, rows of class_names.")
         if labels.shape != (len(self.items),):
             raise DataError(
                 f"Got {len(self.items)} images and labels of shape {labels.shape}, "
@@ -95,9 +100,9 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> ImageSet:
-        """Choose rows, keeping all class names: `images[[3, 1, 4]]`."""
-        chosen = np.asarray(rows, dtype=int)
+    def __getitem__(self, rows: Rows) -> ImageSet:
+        """Choose rows, keeping all class names: `images[[3, 1, 4]]`, a slice, or a mask."""
+        chosen = choose_rows(rows, len(self))
         return replace(
             self,
             items=tuple(self.items[row] for row in chosen),
@@ -117,22 +122,25 @@ class ImageSet:
         Names are sorted, as scikit-learn sorts its classes, unless `class_names` fixes the order.
         """
         items, marks = tuple(images), list(labels)
+        fixed = None if class_names is None else check_names(class_names)
         if len(items) != len(marks):
             raise DataError(f"Got {len(items)} images and {len(marks)} labels, expected as many.")
         if marks and all(isinstance(mark, str) for mark in marks):
             words = [clean_name(str(mark)) for mark in marks]
-            names = tuple(map(clean_name, class_names)) if class_names else tuple(sorted(set(words)))
+            names = fixed or check_names(sorted(set(words)))
             unknown = sorted(set(words) - set(names))
             if unknown:
                 raise unexpected("labels", unknown[:5], f"names among class_names={list(names)[:8]}")
             row_of = {name: row for row, name in enumerate(names)}
             return cls(items, np.array([row_of[word] for word in words], dtype=int), names)
-        if class_names is None:
+        if not all(isinstance(mark, Integral) and not isinstance(mark, bool) for mark in marks):
+            raise DataError(f"Got labels such as {marks[:3]}, expected all texts or all integers.")
+        if fixed is None:
             raise DataError(
                 "Integer labels say nothing about what the classes are. Give class_names=[...] in "
                 "label order, or give the labels as strings."
             )
-        return cls(items, np.array(marks, dtype=int), tuple(map(clean_name, class_names)))
+        return cls(items, np.array(marks, dtype=int), fixed)
 
     @classmethod
     def from_folder(cls, folder: str | Path, on_error: OnError = "raise", verify: bool = True) -> ImageSet:
@@ -179,6 +187,36 @@ class ImageSet:
         return _assemble(rows, sorted(names), on_error, verify, [], [])
 
 
+def choose_rows(rows: Rows, count: int) -> np.ndarray[Any, Any]:
+    """Turn integers, a mask or a slice into row numbers below `count`."""
+    chosen = np.arange(count)[rows] if isinstance(rows, slice) else np.asarray(rows)
+    if chosen.dtype == bool and chosen.shape == (count,):
+        return np.flatnonzero(chosen)
+    fine = chosen.ndim == 1 and (not len(chosen) or chosen.dtype.kind in "iu")
+    if not fine or (len(chosen) and not -count <= chosen.min() <= chosen.max() < count):
+        raise unexpected("rows", rows, f"a list of integers below {count}, a mask of {count}, or a slice")
+    return chosen.astype(int)
+
+
+def check_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Refuse lists of class names that can't make a classifier; underscores become spaces."""
+    given = None if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+    if given is None or not all(isinstance(name, str) for name in given):
+        raise DataError(f"Got class_names={names!r}, expected a list of texts.")
+    words = tuple(clean_name(name) for name in given)
+    if not words:
+        raise DataError("Got no class names, expected at least one.")
+    if "" in words:
+        raise DataError(f"Got an empty class name at position {words.index('')}, expected a word.")
+    if "�" in "".join(words) or any(not name.isprintable() for name in words):
+        raise DataError("Got a class name that is not readable text (UTF-8). Rename its folder.")
+    folded = [word.casefold() for word in words]
+    twice = sorted({word for word, low in zip(words, folded, strict=True) if folded.count(low) > 1})
+    if twice:
+        raise DataError(f"Got duplicate class names {twice[:5]}. Rename them so that each is one class.")
+    return words
+
+
 def _is_system(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in SYSTEM_FILES
 
@@ -204,7 +242,9 @@ def _assemble(
         cleaned.setdefault(clean_name(name).casefold(), []).append(name)
     twice = [f"{' and '.join(group)} are one class name" for group in cleaned.values() if group[1:]]
     if twice:
-        raise DataError("Duplicate class folders: " + "; ".join(twice) + ". Merge them, or rename one.")
+        raise DataError(
+            "Duplicate class folders or labels: " + "; ".join(twice) + ". Merge them, or rename one."
+        )
     found = len(files) + len(bad)
     reasons = check_files([path for path, _ in files]) if verify else [None] * len(files)
     bad = bad + [
@@ -228,7 +268,7 @@ def _assemble(
     return ImageSet(
         tuple(path for path, _ in kept),
         np.array([row_of[label] for _, label in kept], dtype=int),
-        tuple(clean_name(name) for name in order),
+        check_names(order),
         report,
     )
 
@@ -242,9 +282,11 @@ def read_table(table: Path) -> list[tuple[Path, str]]:
     rows: list[tuple[Path, str]] = []
     for number, row in _rows(table, text):
         path, label = row.get("path"), row.get("label")
-        if not path or label in (None, ""):
-            raise DataError(f"{table}, row {number}: expected the columns path and label, got {list(row)}.")
-        rows.append((table.parent / str(path), str(label)))
+        if not isinstance(path, str) or not isinstance(label, str) or not path or not label.strip():
+            raise DataError(
+                f"{table}, row {number}: expected the columns path and label, both texts, got {row}."
+            )
+        rows.append((table.parent / path, label.strip()))
     if not rows:
         raise DataError(f"{table} has no rows. Write a header `path,label` and a line for each image.")
     return rows
@@ -252,15 +294,19 @@ def read_table(table: Path) -> list[tuple[Path, str]]:
 
 def _rows(table: Path, text: str) -> list[tuple[int, dict[str, object]]]:
     if table.suffix.lower() == ".csv":
-        return [(i, dict(row)) for i, row in enumerate(csv.DictReader(text.splitlines()), 2)]
+        try:
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            return [(reader.line_num, dict(row)) for row in reader]
+        except csv.Error as error:
+            raise DataError(f"{table} is not CSV: {error}.") from error
     if table.suffix.lower() not in (".jsonl", ".ndjson"):
         raise unexpected("table", str(table), "a file that ends in .csv or .jsonl")
     found: list[tuple[int, dict[str, object]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise DataError(f"{table}, line {number}: not JSON ({error}).") from error
             if not isinstance(row, dict):
                 raise DataError(f"{table}, line {number}: expected an object, got {line[:40]!r}.")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handful.data.sets import ImageSet
-from handful.errors import DataError, unexpected
+from handful.errors import DataError, check_integer
 
 
 def read_split_zhou(file: str | Path, images: str | Path) -> dict[str, ImageSet]:
@@ -69,8 +69,7 @@ def draw(
     train, val
         Rows of `labels` and of `val_labels` (empty when there are none), in drawing order.
     """
-    if shots < 1:
-        raise unexpected("shots", shots, "an integer >= 1")
+    shots, seed = check_integer("shots", shots, 1), check_integer("seed", seed)
     generator = random.Random(seed)
     train = _sample(labels, shots, generator)
     val = _sample([] if val_labels is None else val_labels, min(shots, 4), generator)

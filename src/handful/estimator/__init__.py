@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from torch import Tensor
 
 from handful import checkpoint
@@ -115,10 +115,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "expected one joint space."
             )
         scale = SCALE if backbone is None else backbone.scale
-        self.selection_: str = self.selection
-        self.selected_: dict[str, Any] = {}
-        self.notes_: list[str] = []
-        self.head_: Head = self.fit_head(Task(features, rows, names, text, scale))
+        fitted = clone(self)  # so that a fit that fails leaves the last one whole
+        fitted.selection_, fitted.selected_, fitted.notes_ = self.selection, {}, []
+        self.head_: Head = fitted.fit_head(Task(features, rows, names, text, scale))
+        self.selection_: str = fitted.selection_
+        self.selected_: dict[str, Any] = fitted.selected_
+        self.notes_: list[str] = fitted.notes_
+        self.fitted_with_: dict[str, Any] = fitted.get_params(deep=False)
         self.class_names_, self.classes_ = names, classes
         self.shots_ = np.bincount(rows.numpy(), minlength=len(names)).tolist() if images is not None else []
         self.fingerprint_: str = (
@@ -144,7 +147,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _encode(self, images: Any, training: bool = False, cache: bool = True) -> Features:
         """Give features for anything that predict or fit takes."""
-        if isinstance(images, np.ndarray | Tensor) and images.ndim == 2:
+        is_bytes = isinstance(images, np.ndarray) and images.dtype == np.uint8
+        if isinstance(images, np.ndarray | Tensor) and images.ndim == 2 and not is_bytes:
             return Features.from_array(images)
         if isinstance(images, Features):
             wanted = "" if training else getattr(self, "fingerprint_", "")
@@ -153,7 +157,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if images.fingerprint and wanted and images.fingerprint != wanted:
                 raise FingerprintError("These features come from another backbone. Encode them again.")
             return images
-        lone_array = isinstance(images, np.ndarray) and images.ndim == 3 and images.dtype == np.uint8
+        lone_array = is_bytes and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)))
         if isinstance(images, str | Path) or hasattr(images, "getexif") or lone_array:
             images = [images]
         backbone = self._backbone(needed=True)
@@ -190,12 +194,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return accuracy(self.decision_function(images).argmax(1), truth)
         if labels is None:
             raise DataError("Got images without labels. Give labels, or an ImageSet.")
-        marks = np.asarray(labels)
-        if marks.dtype.kind in "iu" and self.classes_.dtype.kind not in "iu":
-            truth_names = np.array(self.class_names_)[marks]
+        marks, rows = np.asarray(labels), self.decision_function(images).argmax(1)
+        if marks.shape != rows.shape:
+            raise DataError(f"Got {len(rows)} images and labels of shape {marks.shape}, expected one each.")
+        if self.classes_.dtype.kind in "iu":
+            right = self.classes_[rows] == marks
+        elif marks.dtype.kind in "iu" and marks.min() >= 0 and marks.max() < len(self.class_names_):
+            right = rows == marks
         else:
-            truth_names = np.array([clean_name(m) for m in marks]) if marks.dtype.kind in "UO" else marks
-        return float(np.average(self.predict(images) == truth_names, weights=sample_weight))
+            right = rows == self.match(marks.tolist())
+        return float(np.average(right, weights=sample_weight))
 
     def match(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Find the row of each name among the fitted classes, by name without regard to case.
@@ -206,13 +214,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             A name is not among them.
         """
         row_of = {name.casefold(): row for row, name in enumerate(self.class_names_)}
-        unknown = [name for name in names if clean_name(name).casefold() not in row_of]
+        unknown = [name for name in names if clean_name(str(name)).casefold() not in row_of]
         if unknown:
             raise DataError(
                 f"Got classes that this classifier does not know: {unknown[:8]}. It knows "
                 f"{list(self.class_names_)[:8]}{'...' if len(self.class_names_) > 8 else ''}."
             )
         return np.array([row_of[clean_name(name).casefold()] for name in names], dtype=np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key != "_loaded"}
 
     def _fitted(self) -> Head:
         if not hasattr(self, "head_"):
@@ -225,10 +236,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """What is known of the fitted classifier, as a checkpoint stores it."""
         head = self._fitted()
         backbone = self._backbone(needed=False)
-        parameters = {key: value for key, value in self.get_params(deep=False).items() if key != "backbone"}
+        parameters = {key: value for key, value in self.fitted_with_.items() if key != "backbone"}
         return {
             "method": self.method or f"{type(self).__module__}:{type(self).__qualname__}",
-            "parameters": json.loads(json.dumps(parameters, default=list)),
+            "parameters": json.loads(json.dumps(parameters, default=_plain)),
             "class_names": list(self.class_names_),
             "classes": self.classes_.tolist(),
             "shots": self.shots_,
@@ -236,7 +247,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "name": backbone.name if backbone else None,
                 "fingerprint": self.fingerprint_,
             },
-            "templates": list(resolve_templates(getattr(self, "templates", "default")))
+            "templates": list(resolve_templates(parameters.get("templates", "default")))
             if self.uses_text
             else [],
             "selection": self.selection_,
@@ -250,6 +261,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def save(self, folder: str | Path) -> Path:
         """Save to a folder: `head.safetensors`, `head.json` and a model card, never the backbone."""
         facts = self.info()
+        self.from_checkpoint(self.head_.tensors(), facts, None)  # what can't be loaded isn't written
         checkpoint.write(Path(folder), self.head_.tensors(), facts)
         return Path(folder)
 
@@ -270,12 +282,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         names, kind = facts["class_names"], facts["head"].get("kind")
         if not set(facts["parameters"]) <= known:
             raise CheckpointError(f"Unknown parameters {sorted(set(facts['parameters']) - known)}.")
-        if not names or not all(isinstance(name, str) for name in names) or kind not in HEADS:
+        fine = names and all(isinstance(name, str) for name in names)
+        if not fine or not isinstance(kind, str) or kind not in HEADS:
             raise CheckpointError(f"Expected class names and a head of kind {sorted(HEADS)}, got {kind!r}.")
         classes = facts.get("classes", names)
-        if not isinstance(classes, list) or len(classes) != len(names):
-            raise CheckpointError("Expected as many classes as class names.")
+        one_kind = isinstance(classes, list) and len({type(c) for c in classes} & {str, int}) == 1
+        if not one_kind or not len(set(map(str, classes))) == len(classes) == len(names) == len(set(names)):
+            raise CheckpointError("Expected as many different classes as class names, texts or integers.")
+        for key, expected in (("selected", dict), ("notes", list), ("shots", list)):
+            if not isinstance(facts.get(key, expected()), expected):
+                raise CheckpointError(f"Expected {key} to be a {expected.__name__}, got {facts[key]!r}.")
         recorded = facts["backbone"].get("fingerprint")
+        if facts["backbone"].get("name") and not recorded:
+            raise CheckpointError("The fingerprint of the backbone is missing: the file is damaged.")
         if backbone is not None and recorded and backbone.fingerprint != recorded:
             raise FingerprintError(
                 f"This classifier was fitted on {facts['backbone'].get('name')!r} with fingerprint "
@@ -283,12 +302,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{backbone.fingerprint[:12]}. Load the backbone it was fitted on, or fit anew."
             )
         clf = cls(backbone=backbone, **facts["parameters"])
+        clf.fitted_with_ = clf.get_params(deep=False)
         clf.head_ = HEADS[kind].restore(tensors, facts["head"], len(names))
         clf.class_names_, clf.classes_ = tuple(names), np.array(classes)
         clf.shots_, clf.fingerprint_ = facts.get("shots", []), str(recorded or "")
         clf.selection_, clf.selected_ = facts["selection"], facts.get("selected", {})
         clf.notes_ = facts.get("notes", [])
         return clf
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy's scalars and any sequence into what JSON knows."""
+    return value.item() if isinstance(value, np.generic) else list(value)
 
 
 def _versions() -> dict[str, str]:

@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handful.data.sets import ImageSet
+from handful.data.sets import ImageSet, check_names
 from handful.errors import DataError, ParameterError
 from handful.features import Features
-from handful.prompts import check_names
 from handful.types import Labels
 
 
@@ -62,6 +61,8 @@ def read_labels(
 ) -> tuple[tuple[str, ...], Tensor, NDArray[Any]]:
     """Give class names, labels `[N]` as rows of them, and what predict answers with `[C]`."""
     if isinstance(images, ImageSet):
+        if labels is not None or class_names is not None:
+            raise DataError("An ImageSet has its own labels and class names: give neither beside it.")
         names = check_names(images.class_names)
         return names, torch.as_tensor(images.labels), np.array(names)
     if images is None:
@@ -91,7 +92,12 @@ def read_labels(
 
 def read_class_weights(given: Tensor | NDArray[Any], classes: int) -> Tensor:
     """Check a text classifier `[C, E]` that a user gives, and normalise its rows."""
-    weights = torch.as_tensor(given).detach().float()
+    try:
+        weights = torch.as_tensor(given).detach().float()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"Got class_weights that are no array of numbers: {error}.") from error
+    if not torch.isfinite(weights).all():
+        raise DataError("Got class_weights that hold NaN or infinity, expected finite numbers.")
     if weights.ndim != 2 or len(weights) != classes:
         raise DataError(f"Got class_weights of shape {list(weights.shape)}, expected [{classes}, E].")
     return torch.nn.functional.normalize(weights, dim=-1)

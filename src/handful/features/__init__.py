@@ -22,14 +22,14 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.images import decode, digest, in_threads
-from handful.data.sets import MOST_SHOWN, ImageSet
-from handful.errors import DataError, unexpected
+from handful.data.sets import MOST_SHOWN, ImageSet, Rows, choose_rows
+from handful.errors import DataError, check_integer, unexpected
 from handful.features.store import Store, cache_folder
 from handful.types import ImageLike
 
 __all__ = ["Features", "cache_folder", "encode"]
 
-LAYOUT = 1
+LAYOUT = 2
 BATCH = 64
 SHARD = 2048
 CROP_SCALE = (0.5, 1.0)
@@ -71,9 +71,9 @@ class Features:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> Features:
-        """Choose rows: `features[[3, 1, 4]]`."""
-        chosen = torch.as_tensor(np.asarray(rows, dtype=int))
+    def __getitem__(self, rows: Rows) -> Features:
+        """Choose rows: `features[[3, 1, 4]]`, a slice, or a mask."""
+        chosen = torch.as_tensor(choose_rows(rows, len(self)))
         hidden = None if self.hidden is None else self.hidden[chosen]
         return Features(self.values[chosen], hidden, self.fingerprint)
 
@@ -125,8 +125,9 @@ def encode(
     DataError
         Some images can't be read: all of them in one error. What was encoded stays cached.
     """
-    if isinstance(views, bool) or not isinstance(views, int) or views < 0:
-        raise unexpected("views", views, "an integer >= 0")
+    views, seed = check_integer("views", views, 0), check_integer("seed", seed)
+    if not isinstance(images, Iterable | ImageSet):
+        raise unexpected("images", images, "paths, images, an ImageSet or Features")
     items = tuple(images.items if isinstance(images, ImageSet) else images)
     if not items:
         raise DataError("Got no images, expected at least one.")

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from handful import checkpoint
-from handful.backbones import Backbone, load_backbone
+from handful.backbones import Backbone, load_backbone, reload_backbone
 from handful.errors import BackboneError, CheckpointError, unexpected
 from handful.estimator import FewShotClassifier
 from handful.methods.linear_probe import LinearProbe
@@ -28,7 +28,7 @@ def find_method(name: str) -> type[FewShotClassifier]:
         raise unexpected("method", name, f"one of {sorted(METHODS)}, or an import path pkg.module:Class")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise unexpected("method", name, "an import path that can be imported", f"{error}.") from error
     if not (isinstance(found, type) and issubclass(found, FewShotClassifier)):
         raise unexpected("method", name, "a subclass of handful.FewShotClassifier")
@@ -69,23 +69,11 @@ def load(
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
     elif backbone is None and isinstance(recorded, str):
-        backbone = _reload(recorded)
+        try:
+            backbone = reload_backbone(recorded)
+        except BackboneError as error:
+            raise CheckpointError(
+                f"The backbone of this classifier, {recorded[:200]}, can't be loaded: {error} Or give it "
+                "yourself: handful.load(folder, backbone=handful.load_backbone(config, weights=...))."
+            ) from error
     return cls.from_checkpoint(tensors, facts, backbone)
-
-
-def _reload(name: str) -> Backbone:
-    """Load a backbone by its recorded name; one from files recorded both paths."""
-    import json
-
-    if not name.startswith("{"):
-        return load_backbone(name)
-    try:
-        paths = json.loads(name)
-        return load_backbone(str(paths["config"]), weights=str(paths["weights"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"The recorded backbone {name[:80]!r} can't be read.") from error
-    except BackboneError as error:
-        raise CheckpointError(
-            f"The backbone of this classifier came from files ({name}): {error} Give it yourself: "
-            "handful.load(folder, backbone=handful.load_backbone(config, weights=...))."
-        ) from error

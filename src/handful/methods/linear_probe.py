@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from handful.backbones import Backbone
-from handful.errors import unexpected
+from handful.errors import check_integer, check_number, unexpected
 from handful.estimator import FewShotClassifier, Task
 from handful.heads import LinearHead
 from handful.selection import check_selection, folds, search_c, smallest_class
@@ -65,19 +67,18 @@ class LinearProbe(FewShotClassifier):
     def fit_head(self, task: Task) -> LinearHead:
         """Choose C, then fit on the whole support set."""
         check_selection(self.selection, ["support", "fixed"])
-        if not self.C > 0:
-            raise unexpected("C", self.C, "a number > 0")
+        c, count = check_number("C", self.C, 0, above=True), check_integer("folds", self.folds, 2)
         x, y = task.support.values.numpy(), task.labels.numpy()  # [N, V, E], [N]
         if len(np.unique(y)) < 2:
             raise unexpected("labels", sorted(set(y.tolist())), "images of at least two classes")
-        c, shots = self.C, smallest_class(y)
+        shots = smallest_class(y)
         if self.selection == "support" and shots > 1:
-            c = search_c(lambda c: self._cross_validate(x, y, c, min(shots, self.folds)))
+            c = search_c(cross_validation(x, y, min(shots, count)))
         elif self.selection == "support":
             self.selection_ = "fixed"
             self.notes_.append(f"One image of some class: C was not searched, C={c} was used.")
         self.selected_ = {"C": c}
-        model = _fit(x, y, c)
+        model = _fit(_solver(c), x, y)
         weight, bias = model.coef_, model.intercept_
         if len(weight) == 1:  # two classes: scikit-learn keeps one row
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -86,19 +87,30 @@ class LinearProbe(FewShotClassifier):
         full_weight[model.classes_], full_bias[model.classes_] = weight, bias
         return LinearHead(torch.from_numpy(full_weight), torch.from_numpy(full_bias))
 
-    @staticmethod
-    def _cross_validate(x: np.ndarray, y: np.ndarray, c: float, count: int) -> float:
-        """Share of held-out images that are right; all views of an image leave together."""
-        right = sum(
-            int((_fit(x[fit], y[fit], c).predict(x[out].mean(1)) == y[out]).sum())
-            for fit, out in folds(y, count)
-        )
+
+def cross_validation(x: NDArray[Any], y: NDArray[Any], count: int) -> Callable[[float], float]:
+    """Give a function of C: the share of held-out images that are right, all views leaving together.
+
+    Each fold's solver starts from its weights at the C before, which saves most of its iterations.
+    """
+    parts = [(fit, out, _solver(1.0, warm_start=True)) for fit, out in folds(y, count)]
+
+    def score(c: float) -> float:
+        right = 0
+        for fit, out, model in parts:
+            _fit(model.set_params(C=c), x[fit], y[fit])
+            right += int((model.predict(x[out].mean(1)) == y[out]).sum())
         return right / len(y)
 
+    return score
 
-def _fit(x: np.ndarray, y: np.ndarray, c: float) -> LogisticRegression:
+
+def _solver(c: float, warm_start: bool = False) -> LogisticRegression:
+    return LogisticRegression(C=c, max_iter=1000, warm_start=warm_start)
+
+
+def _fit(model: LogisticRegression, x: NDArray[Any], y: NDArray[Any]) -> LogisticRegression:
+    """Fit on all views `[N, V, E]` of the images of labels `[N]`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=c, max_iter=1000).fit(
-            x.reshape(-1, x.shape[-1]), np.repeat(y, x.shape[1])
-        )
+        return model.fit(x.reshape(-1, x.shape[-1]), np.repeat(y, x.shape[1]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.errors import unexpected
+from handful.errors import check_number
 from handful.estimator import FewShotClassifier, Task
 from handful.heads import CacheHead
 from handful.selection import best_ratio, check_selection, folds, smallest_class
@@ -73,12 +73,9 @@ class TipAdapter(FewShotClassifier):
     def fit_head(self, task: Task) -> CacheHead:
         """Store the support set; choose alpha and beta if asked."""
         check_selection(self.selection, ["fixed", "support"])
-        if not self.alpha >= 0:
-            raise unexpected("alpha", self.alpha, "a number >= 0")
-        if not self.beta > 0:
-            raise unexpected("beta", self.beta, "a number > 0")
+        alpha, beta = check_number("alpha", self.alpha, 0), check_number("beta", self.beta, 0, above=True)
         keys = task.support.directions()
-        head = CacheHead(task.text_weights, keys, task.labels, task.scale, self.alpha, self.beta)
+        head = CacheHead(task.text_weights, keys, task.labels, task.scale, alpha, beta)
         if self.selection == "support":
             shots = smallest_class(task.labels.numpy())
             if shots > 1:
