@@ -76,14 +76,13 @@ def text_tower(model: nn.Module) -> Tower:
     if not hasattr(tower, "transformer") or not hasattr(tower, "token_embedding"):
         width = int(getattr(getattr(tower, "config", None), "hidden_size", 0))
         return Tower("text", width, absent=f"it is a {type(tower).__name__}")
-    blocks = tuple(_block(block) for block in tower.transformer.resblocks)
+    blocks, absent = _blocks(tower.transformer)
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", "argmax"))
     has_class = getattr(tower, "cls_emb", None) is not None
-    plain = all(block is not None for block in blocks)
     return Tower(
         "text",
         width=int(tower.token_embedding.weight.shape[1]),
-        blocks=tuple(block for block in blocks if block) if plain else (),
+        blocks=blocks,
         causal=tower.attn_mask is not None and pool in ("argmax", "eos") and not has_class,
         context=int(tower.context_length),
         embedding=tower.token_embedding,
@@ -91,7 +90,7 @@ def text_tower(model: nn.Module) -> Tower:
         entry=tower.transformer,
         final_norm=tower.ln_final,
         projection=tower.text_projection,
-        absent="" if plain else "its blocks are of open_clip's custom kind",
+        absent=absent,
     )
 
 
@@ -99,12 +98,11 @@ def image_tower(visual: nn.Module) -> Tower:
     """Find the seams of a ViT of open_clip or timm; a ResNet has none."""
     v = cast(Any, visual)
     if hasattr(v, "transformer") and hasattr(v, "conv1"):
-        blocks = [_block(block) for block in v.transformer.resblocks]
-        plain = all(blocks)
+        blocks, absent = _blocks(v.transformer)
         return Tower(
             "image",
             width=int(v.positional_embedding.shape[1]),
-            blocks=tuple(block for block in blocks if block) if plain else (),
+            blocks=blocks,
             context=int(v.positional_embedding.shape[0]),
             embedding=v.conv1,
             positions=v.positional_embedding,
@@ -113,16 +111,16 @@ def image_tower(visual: nn.Module) -> Tower:
             before=v.ln_pre,
             final_norm=v.ln_post,
             projection=v.proj,
-            absent="" if plain else "its blocks are of open_clip's custom kind",
+            absent=absent,
         )
     trunk = getattr(v, "trunk", None)
     if trunk is not None and isinstance(getattr(trunk, "blocks", None), nn.Sequential):
-        blocks = [_timm_block(block) for block in trunk.blocks]
-        if all(blocks) and isinstance(getattr(trunk, "pos_embed", None), Tensor):
+        found = [_timm_block(block) for block in trunk.blocks]
+        if all(found) and isinstance(getattr(trunk, "pos_embed", None), Tensor):
             return Tower(
                 "image",
                 width=int(trunk.embed_dim),
-                blocks=tuple(block for block in blocks if block),
+                blocks=tuple(block for block in found if block),
                 context=int(trunk.pos_embed.shape[1]),
                 embedding=trunk.patch_embed,
                 positions=trunk.pos_embed[0],
@@ -134,6 +132,14 @@ def image_tower(visual: nn.Module) -> Tower:
             )
     width = int(getattr(v, "output_dim", 0) or getattr(trunk, "num_features", 0))
     return Tower("image", width, absent=f"it is a {type(trunk or visual).__name__}")
+
+
+def _blocks(transformer: Any) -> tuple[tuple[Block, ...], str]:
+    """Name the parts of every block of open_clip's transformer, or give none and the reason."""
+    found = [_block(block) for block in transformer.resblocks]
+    if all(found):
+        return tuple(block for block in found if block), ""
+    return (), "its blocks are of open_clip's custom kind"
 
 
 def _block(module: nn.Module) -> Block | None:

@@ -76,18 +76,11 @@ def read_labels(
     count = len(images) if hasattr(images, "__len__") else None
     if marks.ndim != 1 or (count is not None and count != len(marks)) or not len(marks):
         raise DataError(f"Got {count} images and labels of shape {marks.shape}, expected one each.")
-    if marks.dtype.kind in "iu":
-        if class_names is None and uses_text:
-            raise DataError(
-                "Integer labels say nothing about what the classes are, and this method reads "
-                "class names. Give class_names=[...] in label order, or string labels."
-            )
-        if class_names is None:
-            values, rows = np.unique(marks, return_inverse=True)
-            return tuple(map(str, values)), torch.as_tensor(rows), values
+    if marks.dtype.kind in "iu" and class_names is None and not uses_text:
+        values, rows = np.unique(marks, return_inverse=True)
+        return tuple(map(str, values)), torch.as_tensor(rows), values
     paired = ImageSet.from_lists(range(len(marks)), marks.tolist(), class_names)  # type: ignore[arg-type]
-    names = check_names(paired.class_names)
-    return names, torch.as_tensor(paired.labels), np.array(names)
+    return paired.class_names, torch.as_tensor(paired.labels), np.array(paired.class_names)
 
 
 def read_class_weights(given: Tensor | NDArray[Any], classes: int) -> Tensor:
