@@ -252,7 +252,15 @@ def test_a_backbone_is_never_copied(tiny: handful.Backbone):
     assert copy.deepcopy({"b": tiny})["b"] is tiny
 
 
-def test_device_and_dtype(tiny: handful.Backbone, tmp_path: Path):
+def test_bf16_is_only_for_machines_that_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("handful.backbones.base.has_bf16", lambda device: False)
+    with pytest.warns(UserWarning, match=r"no bfloat16 instructions.*float32 is used"):
+        full = handful.load_backbone(*write_model(tmp_path, TINY), device="cpu", dtype="bfloat16")
+    assert full.dtype == torch.float32
+
+
+def test_device_and_dtype(tiny: handful.Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("handful.backbones.base.has_bf16", lambda device: True)
     assert tiny.dtype == torch.float32
     half = handful.load_backbone(*write_model(tmp_path, TINY), device="cpu", dtype="bfloat16")
     pixels = torch.randn(4, 3, 32, 32)

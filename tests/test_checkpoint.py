@@ -19,6 +19,9 @@ FORMS = {
     "zero-shot": {},
     "linear-probe": {"selection": "fixed"},
     "tip-adapter": {"alpha": 2.5, "templates": ["a {}.", "the {}."]},
+    "text-tuning": {"form": "bias", "epochs": 2, "views": 0},
+    "coop": {"length": 4, "class_specific": True, "epochs": 2, "views": 2},
+    "cocoop": {"epochs": 1, "batch_size": 8, "views": 0},
 }
 
 

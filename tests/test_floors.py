@@ -9,13 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "handful"
 FLOORS = (
-    ("errors", "files", "types"),
+    ("errors", "files", "progress", "types"),
     ("backbones", "data"),
-    ("features", "metrics", "prompts"),
-    ("checkpoint", "heads", "selection"),
+    ("features", "metrics", "towers"),
+    ("checkpoint", "heads", "prompts", "selection", "train"),
     ("estimator",),
     ("methods",),
-    ("protocols", "report"),
+    ("analysis", "protocols", "report"),
     ("cli",),
     ("__main__",),
 )
@@ -74,6 +74,7 @@ def test_every_room_has_a_floor():
         ("methods/zero_shot.py", "from handful.methods.tip_adapter import search"),
         ("features/store.py", "import handful.cli"),
         ("prompts.py", "from handful import protocols"),
+        ("towers/prefix.py", "from handful.prompts import with_context"),
     ],
 )
 def test_the_check_sees_a_broken_floor(module: str, line: str):

@@ -26,11 +26,21 @@ if TYPE_CHECKING:
         NotFitted,
         ParameterError,
         SeamError,
+        TrainingError,
         WeightsUnavailable,
     )
     from handful.estimator import FewShotClassifier
     from handful.features import Features, encode
-    from handful.methods import METHODS, LinearProbe, TipAdapter, ZeroShot, load
+    from handful.methods import (
+        METHODS,
+        CoCoOp,
+        CoOp,
+        LinearProbe,
+        TextTuning,
+        TipAdapter,
+        ZeroShot,
+        load,
+    )
     from handful.prompts import class_weights
 
 _ROOMS = {
@@ -45,11 +55,21 @@ _ROOMS = {
         "NotFitted",
         "ParameterError",
         "SeamError",
+        "TrainingError",
         "WeightsUnavailable",
     ),
     "estimator": ("FewShotClassifier",),
     "features": ("Features", "encode"),
-    "methods": ("METHODS", "LinearProbe", "TipAdapter", "ZeroShot", "load"),
+    "methods": (
+        "METHODS",
+        "CoCoOp",
+        "CoOp",
+        "LinearProbe",
+        "TextTuning",
+        "TipAdapter",
+        "ZeroShot",
+        "load",
+    ),
     "prompts": ("class_weights",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
@@ -60,6 +80,8 @@ __all__ = [
     "Backbone",
     "BackboneError",
     "CheckpointError",
+    "CoCoOp",
+    "CoOp",
     "DataError",
     "Features",
     "FewShotClassifier",
@@ -70,7 +92,9 @@ __all__ = [
     "NotFitted",
     "ParameterError",
     "SeamError",
+    "TextTuning",
     "TipAdapter",
+    "TrainingError",
     "WeightsUnavailable",
     "ZeroShot",
     "class_weights",

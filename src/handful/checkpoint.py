@@ -49,6 +49,37 @@ def write(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> No
         ) from error
 
 
+def write_learned(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Save learned tensors alone: one safetensors file, the facts as JSON in its metadata."""
+    metadata = {"handful": json.dumps({"format": FORMAT, "tensors": "", **facts}, ensure_ascii=False)}
+    data = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise CheckpointError(f"Can't save to {path}: {error.strerror or error}.") from error
+
+
+def read_learned(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Load learned tensors and facts from what `write_learned` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, damaged, or not of this kind.
+    """
+    data = _bytes(path)
+    if data is None:
+        raise CheckpointError(f"There is no file {path}: expected what clf.save_learned(path) writes.")
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        text = header.get("__metadata__", {})["handful"]
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not what clf.save_learned writes ({error}).") from error
+    return tensors, _check_facts(path, text.encode())
+
+
 def _belong_together(folder: Path) -> bool:
     try:
         read(folder)
@@ -100,6 +131,11 @@ def _facts(path: Path) -> dict[str, Any]:
     data = _bytes(path)
     if data is None:
         raise CheckpointError(f"{path.parent} holds no saved classifier: head.json is missing.")
+    return _check_facts(path, data)
+
+
+def _check_facts(path: Path, data: bytes) -> dict[str, Any]:
+    """Read the facts, and refuse those that lack what a classifier is built from."""
     try:
         facts = json.loads(data) if len(data) <= JSON_BYTES else None
     except (ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@
     │   └── SeamError             the tower lacks the seam that a method needs
     ├── CheckpointError       a saved classifier can't be read, or written
     │   └── FingerprintError      it belongs to another backbone
+    ├── TrainingError         the loss left the numbers (also a FloatingPointError)
     └── NotFitted             predict before fit (also a ValueError and an AttributeError)
 
 Each message names the argument, the value got, what is allowed, and the next step.
@@ -51,6 +52,10 @@ class CheckpointError(HandfulError, ValueError):
 
 class FingerprintError(CheckpointError):
     """A saved classifier belongs to a backbone with other weights or preprocessing."""
+
+
+class TrainingError(HandfulError, FloatingPointError):
+    """A loss became NaN or infinite."""
 
 
 class NotFitted(HandfulError, ValueError, AttributeError):

@@ -1,8 +1,8 @@
 """What stays after fitting: tensors, a few numbers, and logits from features.
 
-A head is one of three kinds. All take unit or raw features `[N, E]` as they say, and give logits
-`[N, C]`. `tensors()` and `settings()` are what a checkpoint stores; `HEADS[kind].restore` checks
-names, shapes and dtypes before it builds anything.
+All take raw features `[N, E]` and give logits `[N, C]`. `tensors()` and `settings()` are what a
+checkpoint stores; `restore` checks names, shapes and dtypes before it builds anything. A head whose
+formula belongs to one paper lies in that method's file.
 """
 
 from __future__ import annotations
@@ -15,10 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from handful.backbones.base import Backbone
 from handful.errors import CheckpointError, ParameterError, check_number
 
 CHUNK = 16_384
 """Cached keys that a cache head looks at together: bounds the memory over a million keys."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a saved head is to serve."""
+
+    class_names: tuple[str, ...]
+    backbone: Backbone | None
+    """None where it is only looked at."""
 
 
 class Head(Protocol):
@@ -26,6 +36,11 @@ class Head(Protocol):
 
     kind: ClassVar[str]
     needs: ClassVar[Literal["features", "pixels"]]
+
+    @property
+    def width(self) -> int:
+        """E."""
+        ...
 
     def logits(self, features: Tensor) -> Tensor:
         """Give logits `[N, C]` for raw features `[N, E]`."""
@@ -40,7 +55,7 @@ class Head(Protocol):
         ...
 
     @classmethod
-    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], classes: int) -> Self:
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
         """Build from what a checkpoint holds, or say what is wrong with it."""
         ...
 
@@ -53,6 +68,11 @@ class CosineHead:
     needs: ClassVar[Literal["features", "pixels"]] = "features"
     class_weights: Tensor
     scale: float
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return self.class_weights.shape[1]
 
     def logits(self, features: Tensor) -> Tensor:
         """Cosine to each class weight, times the scale."""
@@ -67,10 +87,37 @@ class CosineHead:
         return {"scale": self.scale}
 
     @classmethod
-    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], classes: int) -> Self:
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
         """Check and build."""
-        _expect(tensors, {"class_weights": (classes, "E")})
-        return cls(tensors["class_weights"], _number(settings, "scale"))
+        expect(tensors, {"class_weights": (len(place.class_names), "E")})
+        return cls(tensors["class_weights"], number(settings, "scale"))
+
+
+@dataclass(frozen=True)
+class TextHead(CosineHead):
+    """Class weights, and what was learned to make them: it can make those of other names too."""
+
+    kind: ClassVar[str] = "text"
+    learned: dict[str, Tensor]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`class_weights [C, E]`, and what was learned, by the method's own names."""
+        return super().tensors() | self.learned
+
+    def settings(self) -> dict[str, Any]:
+        """`scale`, and the names of what was learned."""
+        return super().settings() | {"learned": sorted(self.learned)}
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
+        """Check and build."""
+        names = settings.get("learned")
+        if not isinstance(names, list) or not {"class_weights", *map(str, names)} == tensors.keys():
+            raise CheckpointError(f"Got tensors {sorted(tensors)}, expected class_weights and {names}.")
+        learned = {name: tensors[str(name)] for name in names}
+        shapes: dict[str, tuple[int | str, ...]] = {name: tuple(t.shape) for name, t in learned.items()}
+        expect(tensors, {"class_weights": (len(place.class_names), "E"), **shapes})
+        return cls(tensors["class_weights"], number(settings, "scale"), learned)
 
 
 @dataclass(frozen=True)
@@ -81,6 +128,11 @@ class LinearHead:
     needs: ClassVar[Literal["features", "pixels"]] = "features"
     weight: Tensor
     bias: Tensor
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return self.weight.shape[1]
 
     def logits(self, features: Tensor) -> Tensor:
         """Affine in the raw features."""
@@ -95,9 +147,10 @@ class LinearHead:
         return {}
 
     @classmethod
-    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], classes: int) -> Self:
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
         """Check and build."""
-        _expect(tensors, {"weight": (classes, "E"), "bias": (classes,)})
+        classes = len(place.class_names)
+        expect(tensors, {"weight": (classes, "E"), "bias": (classes,)})
         return cls(tensors["weight"], tensors["bias"])
 
 
@@ -113,6 +166,11 @@ class CacheHead:
     scale: float
     alpha: float
     beta: float
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return self.class_weights.shape[1]
 
     def logits(self, features: Tensor) -> Tensor:
         """`scale * x @ W.T + alpha * exp(-beta (1 - x @ keys.T)) @ one_hot(labels)`."""
@@ -135,22 +193,19 @@ class CacheHead:
         return {"scale": self.scale, "alpha": self.alpha, "beta": self.beta}
 
     @classmethod
-    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], classes: int) -> Self:
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
         """Check and build."""
-        _expect(tensors, {"class_weights": (classes, "E"), "keys": ("NK", "E"), "labels": ("NK",)})
-        labels = tensors["labels"]
+        expect(
+            tensors, {"class_weights": (len(place.class_names), "E"), "keys": ("NK", "E"), "labels": ("NK",)}
+        )
+        labels, classes = tensors["labels"], len(place.class_names)
         if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
             raise CheckpointError(f"The cache's labels leave 0 to {classes - 1}: the file is damaged.")
-        numbers = {name: _number(settings, name) for name in ("scale", "alpha", "beta")}
+        numbers = {name: number(settings, name) for name in ("scale", "alpha", "beta")}
         return cls(tensors["class_weights"], tensors["keys"], labels, **numbers)
 
 
-HEADS: dict[str, type[CosineHead | LinearHead | CacheHead]] = {
-    head.kind: head for head in (CosineHead, LinearHead, CacheHead)
-}
-
-
-def _expect(tensors: dict[str, Tensor], shapes: dict[str, tuple[int | str, ...]]) -> None:
+def expect(tensors: dict[str, Tensor], shapes: dict[str, tuple[int | str, ...]]) -> None:
     """Check names, shapes (letters must agree with each other), dtypes and finiteness."""
     if tensors.keys() != shapes.keys():
         raise CheckpointError(f"Got tensors {sorted(tensors)}, expected {sorted(shapes)}.")
@@ -172,7 +227,8 @@ def _expect(tensors: dict[str, Tensor], shapes: dict[str, tuple[int | str, ...]]
             raise CheckpointError(f"{name} holds NaN or infinity: the file is damaged.")
 
 
-def _number(settings: dict[str, Any], name: str) -> float:
+def number(settings: dict[str, Any], name: str) -> float:
+    """Give a finite number of a head's settings."""
     try:
         return check_number(name, settings.get(name), -math.inf)
     except ParameterError as error:

@@ -1,4 +1,4 @@
-"""Class names to class weights: templates, ensembles, the zero-shot text classifier."""
+"""Class names to prompts and class weights: templates, ensembles, learned context."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from torch import Tensor
 from handful.backbones.base import Backbone
 from handful.data.catalog import find_templates
 from handful.data.sets import check_names
-from handful.errors import unexpected
+from handful.errors import SeamError, check_integer, unexpected
+from handful.towers import text_pass
 
-BATCH = 256
+POSITIONS = ("end", "middle", "front")
+PLACEHOLDER = "X"
+"""A word of one token; its embedding is overwritten."""
 
 
 def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
@@ -45,6 +48,106 @@ def class_weights(backbone: Backbone, names: Sequence[str], templates: str | Seq
     words, chosen = check_names(names), resolve_templates(templates)
     texts = [template.replace("{}", word) for word in words for template in chosen]
     tokens = backbone.tokenize(texts)
-    features = torch.cat([backbone.encode_text(part) for part in tokens.split(BATCH)])
+    with torch.no_grad():
+        features = text_pass(backbone, tokens, torch.full_like(tokens, -1))()
     per_class = F.normalize(features, dim=-1).view(len(words), len(chosen), -1)
     return F.normalize(per_class.mean(1), dim=-1)
+
+
+def with_context(
+    backbone: Backbone,
+    names: Sequence[str],
+    length: int,
+    position: str = "end",
+    class_specific: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Make prompts of M learned vectors, a class name and a period (CoOp, Zhou et al. 2022, §3.2).
+
+    `end` is `[V1 ... VM] name .`, `front` is `name [V1 ... VM] .`, `middle` puts the name after the
+    first M // 2 vectors.
+
+    Parameters
+    ----------
+    backbone
+        Any backbone.
+    names
+        C class names; underscores count as spaces.
+    length
+        M.
+    position
+        Of the class name: "end", "middle" or "front".
+    class_specific
+        Whether each class has M vectors of its own: class c's are c M to c M + M - 1.
+
+    Returns
+    -------
+    tokens, slots
+        `[C, L]`: tokens, placeholders among them, and the number of the learned vector that stands
+        in a token's place, -1 for none.
+
+    Raises
+    ------
+    ParameterError
+        A name, or the context, is longer than the tower reads.
+    """
+    words, length = check_names(names), check_integer("length", length, 1)
+    if position not in POSITIONS:
+        raise unexpected("position", position, f"one of {list(POSITIONS)}")
+    counts = [backbone.count_tokens(word) for word in words]
+    specials = backbone.count_tokens(f"{PLACEHOLDER} {PLACEHOLDER}", specials=True) - 2
+    room = backbone.text.context - specials - 1  # what the period leaves
+    if room and length + 1 > room:
+        raise unexpected(
+            "length", length, f"at most {room - 1} context vectors",
+            f"The text tower reads {backbone.text.context} tokens, name and period among them.",
+        )  # fmt: skip
+    longest = max(range(len(words)), key=lambda row: counts[row])
+    if room and length + counts[longest] > room:
+        raise unexpected(
+            "class_names", words[longest], f"names of at most {room - length} tokens beside {length} context "
+            f"vectors, this one has {counts[longest]}", "Shorten the name, or learn fewer vectors.",
+        )  # fmt: skip
+    tokens = backbone.tokenize([f"{' '.join([PLACEHOLDER] * length)} {word}." for word in words])
+    lead = _specials_before(backbone)
+    vectors = torch.arange(length)
+    before = {"end": length, "middle": length // 2, "front": 0}[position]
+    slots = torch.full_like(tokens, -1)
+    for row, count in enumerate(counts):
+        own = vectors + row * length if class_specific else vectors
+        name = tokens[row, lead + length : lead + length + count].clone()
+        stop = lead + length + count
+        tokens[row, lead + before + count : stop] = tokens[row, lead]
+        tokens[row, lead + before : lead + before + count] = name
+        slots[row, lead : lead + before] = own[:before]
+        slots[row, lead + before + count : stop] = own[before:]
+    return tokens, slots
+
+
+def _specials_before(backbone: Backbone) -> int:
+    """How many tokens of its own the tokenizer puts before a text: 1 for CLIP's, 0 for SigLIP's."""
+    row = backbone.tokenize([f"{PLACEHOLDER} {PLACEHOLDER}"])[0]
+    return int((row[:-1] == row[1:]).int().argmax())
+
+
+def read_words(backbone: Backbone, words: str, length: int | None = None) -> Tensor:
+    """Give the token embeddings of some words, `[M, D]`, to start a context from.
+
+    Parameters
+    ----------
+    backbone
+        Any backbone whose text tower embeds tokens.
+    words
+        As in "a photo of a".
+    length
+        What M must be; None takes what the words make.
+    """
+    if not isinstance(words, str) or not words.strip():
+        raise unexpected("init", words, 'words, as in "a photo of a", or None')
+    count, lead = backbone.count_tokens(words), _specials_before(backbone)
+    if length is not None and length != count:
+        raise unexpected("length", length, f"None or {count}, the number of tokens of init={words!r}")
+    if backbone.text.embedding is None:
+        raise SeamError(f"This text tower embeds no tokens ({backbone.text.absent}).")
+    tokens = backbone.tokenize([words])[0, lead : lead + count]
+    with torch.no_grad():
+        return backbone.text.embedding(tokens.to(backbone.device))

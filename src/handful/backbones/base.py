@@ -90,6 +90,11 @@ class Backbone:
         size = _attribute(self.model, "visual").image_size
         return int(size if isinstance(size, int) else size[0])
 
+    @cached_property
+    def joint_width(self) -> int:
+        """E, the width of the space that images and texts share."""
+        return self.encode_text(self.tokenize(["X"])).shape[1]
+
     def preprocess(self, image: Image.Image) -> Tensor:
         """Turn an RGB image into pixels `[3, H, W]`, as for testing."""
         return self.transform(image)
@@ -111,16 +116,28 @@ class Backbone:
         ParameterError
             A text is longer than the tower reads; it would be cut without a word.
         """
-        encode = getattr(self.tokenizer, "encode", None)
-        if encode is not None and self.text.context:
+        if self.text.context:
             for text in texts:
-                length = len(encode(text)) + 2
+                length = self.count_tokens(text, specials=True)
                 if length > self.text.context:
                     raise ParameterError(
                         f"Got a text of {length} tokens, {text[:60]!r}..., the text tower reads "
                         f"{self.text.context}. Shorten the class name or the template."
                     )
         return self.tokenizer(list(texts))
+
+    def count_tokens(self, text: str, *, specials: bool = False) -> int:
+        """Count a text's tokens, with or without the ones that mark its start and end."""
+        encode = getattr(self.tokenizer, "encode", None)
+        if encode is not None:  # open_clip's own
+            return len(encode(text)) + 2 * specials
+        clean, inner = _attribute(self.tokenizer, "clean_fn"), _attribute(self.tokenizer, "tokenizer")
+        return len(inner(clean(text), add_special_tokens=specials).input_ids)
+
+    def token_text(self, token: int) -> str:
+        """Write a token out; `</w>` marks the end of a word in CLIP's vocabulary."""
+        inner: Any = getattr(self.tokenizer, "tokenizer", self.tokenizer)
+        return str(inner.decode([token])).strip()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the backbone's dtype inside this block."""
@@ -157,12 +174,17 @@ class Backbone:
             wanted = allowed.get(str(dtype).removeprefix("torch."))
             if wanted is None:
                 raise unexpected("dtype", dtype, "'auto', 'float32' or 'bfloat16'")
-            self.dtype = wanted
+            if wanted == torch.bfloat16 and not has_bf16(self.device):
+                warnings.warn(
+                    f"This {self.device.type} has no bfloat16 instructions and would emulate them, tens of "
+                    "times slower: float32 is used.",
+                    stacklevel=2,
+                )
+                return torch.float32
             return wanted
         self.dtype = torch.float32
-        has_bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        keeps = has_bf16 and self.cosine_to_float32() >= COSINE_FLOOR
-        return torch.bfloat16 if keeps else torch.float32
+        fast = self.device.type == "cuda" and has_bf16(self.device)
+        return torch.bfloat16 if fast and self.cosine_to_float32() >= COSINE_FLOOR else torch.float32
 
     def cosine_to_float32(self, dtype: torch.dtype = torch.bfloat16) -> float:
         """Smallest cosine between features in `dtype` and in float32, on four probe images."""
@@ -179,8 +201,17 @@ class Backbone:
             self.dtype = kept
 
 
-def _attribute(module: nn.Module, name: str) -> Any:
+def _attribute(module: object, name: str) -> Any:
     return getattr(module, name)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 by instructions of its own."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
 
 
 def choose_device(device: str | torch.device) -> torch.device:

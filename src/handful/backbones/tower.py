@@ -42,6 +42,8 @@ class Tower:
     blocks: tuple[Block, ...] = ()
     causal: bool = False
     """A position never sees what comes after it, and the feature is read at the end of the text."""
+    end_token: int | None = None
+    """The token that a causal tower's feature is read at; None: the largest token of the text."""
     context: int = 0
     """Positions that the tower reads."""
     embedding: nn.Module | None = None
@@ -58,6 +60,11 @@ class Tower:
     """From tower width to joint width: `[D, E]`, a Linear, or None."""
     absent: str = ""
     """Why there are no seams, when there are none."""
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """Give the position `[N]` at which a causal tower reads the feature of tokens `[N, L]`."""
+        marks = tokens if self.end_token is None else (tokens == self.end_token).int()
+        return marks.argmax(dim=-1)
 
     def require_blocks(self, wanted_by: str) -> tuple[Block, ...]:
         """Give the blocks, or say why `wanted_by` can't work here."""
@@ -79,11 +86,14 @@ def text_tower(model: nn.Module) -> Tower:
     blocks, absent = _blocks(tower.transformer)
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", "argmax"))
     has_class = getattr(tower, "cls_emb", None) is not None
+    end_token = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+    pads = getattr(tower, "use_pad_mask", False)  # may hide a word whose number is the padding's
     return Tower(
         "text",
         width=int(tower.token_embedding.weight.shape[1]),
         blocks=blocks,
-        causal=tower.attn_mask is not None and pool in ("argmax", "eos") and not has_class,
+        causal=tower.attn_mask is not None and pool in ("argmax", "eos") and not has_class and not pads,
+        end_token=end_token if pool == "eos" else None,
         context=int(tower.context_length),
         embedding=tower.token_embedding,
         positions=tower.positional_embedding,
@@ -137,9 +147,9 @@ def image_tower(visual: nn.Module) -> Tower:
 def _blocks(transformer: Any) -> tuple[tuple[Block, ...], str]:
     """Name the parts of every block of open_clip's transformer, or give none and the reason."""
     found = [_block(block) for block in transformer.resblocks]
-    if all(found):
+    if all(found) and transformer.batch_first:
         return tuple(block for block in found if block), ""
-    return (), "its blocks are of open_clip's custom kind"
+    return (), "its blocks are of open_clip's custom kind, or read the sequence first"
 
 
 def _block(module: nn.Module) -> Block | None:

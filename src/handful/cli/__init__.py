@@ -1,4 +1,4 @@
-"""The command line: `handful demo | fit | predict | evaluate | info`.
+"""The command line: `handful demo | fit | predict | evaluate | explain | info`.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 it failed, 2 the call was
 wrong, 130 interrupted. Nothing heavy is imported before a command runs.
@@ -70,7 +70,7 @@ def demo(
         "handful-demo"
     ),
 ) -> None:
-    """Compare all methods on real handwritten digits, offline, in a few minutes."""
+    """Compare the quick methods on real handwritten digits, offline, in a minute."""
     from rich.console import Console
 
     from handful.cli.tour import run_demo
@@ -87,7 +87,10 @@ def demo(
 def fit(
     folder: Data,
     method: Annotated[
-        str, typer.Option(help="zero-shot, linear-probe, tip-adapter, or pkg.module:Class.")
+        str,
+        typer.Option(
+            help="zero-shot, linear-probe, tip-adapter, text-tuning, coop, cocoop, or pkg.module:Class."
+        ),
     ] = "tip-adapter",
     backbone: Annotated[
         str, typer.Option(help="mini, model/tag, hf-hub:org/name, or a config.json.")
@@ -189,8 +192,7 @@ def evaluate(model: Model, folder: Data, on_error: OnError = "raise", as_json: A
     clf = load(model)
     images = _read(folder, on_error)
     truth = clf.match(images.class_names)[images.labels]
-    backbone = clf._backbone(needed=True)
-    assert backbone is not None
+    backbone = clf.loaded_backbone()
     features = encode(backbone, images)
     predicted = clf.decision_function(features).argmax(1)
     templates = getattr(clf, "templates", "default")
@@ -218,6 +220,29 @@ def evaluate(model: Model, folder: Data, on_error: OnError = "raise", as_json: A
     )
     worst = sorted(facts["per_class"].items(), key=lambda item: item[1])[:5]
     typer.echo("worst classes: " + ", ".join(f"{name} {100 * value:.0f} %" for name, value in worst))
+
+
+@app.command()
+def explain(
+    model: Model,
+    top: Annotated[int, typer.Option(min=1, help="How many words for each vector.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Name the words nearest to the context that coop or cocoop learned."""
+    from handful import load
+    from handful.analysis.words import explain_context
+
+    found = explain_context(load(model), top)
+    if as_json:
+        plain = {name: [[vars(word) for word in near] for near in own] for name, own in found.items()}
+        typer.echo(json.dumps({"contexts": plain}, ensure_ascii=False))
+        return
+    typer.echo("nearest tokens of each context vector, with their Euclidean distance")
+    for name, own in found.items():
+        if name:
+            typer.echo(f"{name}:")
+        for number, near in enumerate(own, 1):
+            typer.echo(f"{number:4}  {', '.join(map(str, near))}")
 
 
 @app.command()

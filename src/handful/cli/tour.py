@@ -24,7 +24,7 @@ FOLDS = 4
 
 
 def run_demo(folder: Path, out: Console, progress: Callable[[str], None]) -> None:
-    """Compare every method on scikit-learn's digits, keep the best, and predict with it.
+    """Compare the methods that fit in seconds on scikit-learn's digits, keep the best, and predict with it.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def run_demo(folder: Path, out: Console, progress: Callable[[str], None]) -> Non
     write_digits(folder / "digits")
     train, test = (ImageSet.from_folder(folder / "digits" / part) for part in ("train", "test"))
     backbone = load_backbone("mini")
-    methods = {name: tuned(cls, backbone) for name, cls in METHODS.items()}
+    methods = {name: tuned(cls, backbone) for name, cls in METHODS.items() if not cls.trains}
     cells, total = [], len(methods) * len(SHOTS) * len(SEEDS)
     for cell in few_shot_curves(methods, train, test):
         cells.append(cell)

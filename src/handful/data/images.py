@@ -22,19 +22,28 @@ WANTED = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # JPEG op
 FORMATS = tuple(name for name in WANTED if name in Image.OPEN)
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 1_000
+MOST_SHOWN = 12
+"""Bad files that one error names."""
 
 
-def check_files(paths: Sequence[Path]) -> list[str | None]:
-    """Say for each file why it can't be used, or None; every image is decoded once."""
+def check_files(items: Sequence[ImageLike]) -> list[str | None]:
+    """Say for each file or image why it can't be used, or None; every image is decoded once."""
 
-    def check(path: Path) -> str | None:
+    def check(item: ImageLike) -> str | None:
         try:
-            decode(path)
+            decode(item)
         except DataError as error:
-            return str(error).removeprefix(f"{path}: ")
+            return str(error).removeprefix(f"{item}: ")
         return None
 
-    return list(in_threads(check, paths))
+    return list(in_threads(check, items))
+
+
+def refuse_unreadable(failures: Sequence[str], count: int) -> None:
+    """Raise one error that names the images of `count` that can't be read, if any."""
+    if failures:
+        shown = "\n".join(f"  {failure}" for failure in failures[:MOST_SHOWN])
+        raise DataError(f"{len(failures)} of {count} images can't be read:\n{shown}")
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

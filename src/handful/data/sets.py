@@ -13,12 +13,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from handful.data.images import check_files
+from handful.data.images import MOST_SHOWN, check_files
 from handful.errors import DataError, unexpected
 from handful.types import ImageLike
 
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
-MOST_SHOWN = 12
 
 OnError = Literal["raise", "skip"]
 Rows: TypeAlias = Sequence[int] | Sequence[bool] | slice | np.ndarray[Any, Any]

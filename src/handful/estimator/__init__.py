@@ -1,13 +1,11 @@
 """The scikit-learn face of every method: fit, predict, predict_proba, score, save - written once.
 
-A method is a subclass with an `__init__` that stores, and one function, `fit_head(task) -> Head`.
+A method is a subclass with an `__init__` that stores, and one function, `fit_head(task) -> Head`, or
+two: `learn(task)` gives what has nothing to do with the class names, `build(task, learned)` the head.
 """
 
 from __future__ import annotations
 
-import datetime
-import inspect
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,20 +19,14 @@ from torch import Tensor
 from handful import checkpoint
 from handful.backbones import Backbone, load_backbone
 from handful.data.sets import ImageSet, clean_name
-from handful.errors import (
-    CheckpointError,
-    DataError,
-    FingerprintError,
-    NotFitted,
-    ParameterError,
-    unexpected,
-)
+from handful.errors import DataError, FingerprintError, NotFitted, ParameterError, unexpected
 from handful.estimator.inputs import Task, read_class_weights, read_labels
-from handful.features import Features, encode
-from handful.heads import HEADS, Head
+from handful.estimator.keeping import describe, for_classes, restore
+from handful.features import CROP_SCALE, Features, encode
+from handful.features.online import Online
+from handful.heads import CosineHead, Head
 from handful.metrics import accuracy
 from handful.prompts import class_weights as text_classifier
-from handful.prompts import resolve_templates
 from handful.types import ImageLike, Labels
 
 SCALE = 100.0
@@ -57,19 +49,39 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         What stays: see `handful.heads`.
     selection_
         How hyper-parameters were chosen; `selected_` holds those that were.
+    losses_
+        Training loss of each step, for a method that trains.
     """
 
     method: ClassVar[str] = ""
     """Its name in `handful.METHODS`; empty for a third party's."""
     uses_text: ClassVar[bool] = True
-    """Whether the method needs the text classifier."""
+    """Whether the method reads class names."""
+    uses_tower: ClassVar[bool] = False
+    """Whether it works inside the text tower; then it takes no class weights from elsewhere."""
+    head_type: ClassVar[type[Head]] = CosineHead
+    crop_scale: ClassVar[tuple[float, float]] = CROP_SCALE
+    """Area of a training view's random crop."""
+    trains: ClassVar[bool] = False
+    """Whether it trains in steps, and so can take `views="online"`."""
 
     backbone: Backbone | str | None
     selection: str = "fixed"
 
     def fit_head(self, task: Task) -> Head:
         """Turn a support set into a head: the method itself."""
+        return self.build(task, self.learn(task))
+
+    def learn(self, task: Task) -> dict[str, Tensor]:
+        """Learn what can serve other class names too."""
         raise NotImplementedError
+
+    def build(self, task: Task, learned: dict[str, Tensor]) -> Head:
+        """Make the head for the task's class names from what was learned."""
+        raise ParameterError(
+            f"{type(self).__name__} knows its classes from their images: it can't take other class names "
+            "without any. Fit it on images of the new classes."
+        )
 
     # -- fitting ---------------------------------------------------------------------------------
 
@@ -100,42 +112,72 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self
         """
         names, rows, classes = read_labels(images, labels, class_names, self.uses_text)
-        backbone = self._backbone(needed=class_weights is None and self.uses_text)
+        needs_text = self.uses_text and class_weights is None
+        backbone = self._backbone(needed=needs_text or self.uses_tower)
         features = None if images is None else self._encode(images, training=True)
-        text = None
-        if class_weights is not None:
-            text = read_class_weights(class_weights, len(names))
-        elif self.uses_text and backbone is not None:
-            text = text_classifier(backbone, names, getattr(self, "templates", "default")).cpu()
+        text = self.text_weights(names, class_weights, backbone)
         if features is not None and len(features) != len(rows):
             raise DataError(f"Got {len(features)} images and {len(rows)} labels, expected as many.")
-        if features is not None and text is not None and features.values.shape[-1] != text.shape[1]:
+        width = features.values.shape[-1] if isinstance(features, Features) else 0
+        if width and text is not None and width != text.shape[1]:
             raise DataError(
-                f"Got features {features.values.shape[-1]} wide and class weights {text.shape[1]} wide, "
-                "expected one joint space."
+                f"Got features {width} wide and class weights {text.shape[1]} wide, expected one joint space."
             )
         scale = SCALE if backbone is None else backbone.scale
         fitted = clone(self)  # so that a fit that fails leaves the last one whole
-        fitted.selection_, fitted.selected_, fitted.notes_ = self.selection, {}, []
-        self.head_: Head = fitted.fit_head(Task(features, rows, names, text, scale))
+        fitted.selection_, fitted.selected_, fitted.notes_, fitted.losses_ = self.selection, {}, [], []
+        fitted.head_ = fitted.fit_head(Task(features, rows, names, text, scale, backbone))
+        fitted.shots_ = [] if images is None else np.bincount(rows.numpy(), minlength=len(names)).tolist()
+        fitted.fingerprint_ = backbone.fingerprint if backbone else features.fingerprint if features else ""
+        return self._take(fitted, names, classes)
+
+    def with_classes(self, class_names: Sequence[str]) -> Self:
+        """Give what was learned to other class names, without any image of them.
+
+        Raises
+        ------
+        ParameterError
+            The method knows its classes from their images.
+        """
+        return for_classes(type(self), self.learned(), self.info(), self.loaded_backbone(), class_names)
+
+    def learned(self) -> dict[str, Tensor]:
+        """Give the tensors that were learned apart from the class names, as `save_learned` writes them."""
+        return {k: v for k, v in self.fitted_head().tensors().items() if k != "class_weights"}
+
+    def _take(self, fitted: Self, names: tuple[str, ...], classes: NDArray[Any]) -> Self:
+        """Take over what a fit found, all at once."""
+        self.head_: Head = fitted.head_
         self.selection_: str = fitted.selection_
         self.selected_: dict[str, Any] = fitted.selected_
         self.notes_: list[str] = fitted.notes_
+        self.losses_: list[float] = fitted.losses_
+        self.shots_: list[int] = fitted.shots_
+        self.fingerprint_: str = fitted.fingerprint_
         self.fitted_with_: dict[str, Any] = fitted.get_params(deep=False)
         self.class_names_, self.classes_ = names, classes
-        self.shots_ = np.bincount(rows.numpy(), minlength=len(names)).tolist() if images is not None else []
-        self.fingerprint_: str = (
-            backbone.fingerprint if backbone else features.fingerprint if features else ""
-        )
         return self
+
+    def text_weights(self, names: tuple[str, ...], given: Any, backbone: Backbone | None) -> Tensor | None:
+        """Give the text classifier that the method asks for: given, or made from the names."""
+        if given is not None:
+            if self.uses_tower:
+                raise ParameterError(
+                    f"{type(self).__name__} makes its class weights itself: leave class_weights out."
+                )
+            return read_class_weights(given, len(names))
+        if not self.uses_text or self.uses_tower or backbone is None:
+            return None
+        return text_classifier(backbone, names, getattr(self, "templates", "default")).cpu()
 
     def _backbone(self, needed: bool) -> Backbone | None:
         """Load the backbone by name, once; keep the parameter as it was given."""
         if self.backbone is None or isinstance(self.backbone, Backbone):
             if needed and self.backbone is None:
+                otherwise = "" if self.uses_tower else ", or give fit(..., class_weights=) with features"
                 raise ParameterError(
                     f'{type(self).__name__} needs a backbone: pass handful.load_backbone("mini") or '
-                    "its name, or give fit(..., class_weights=) with features."
+                    f"its name{otherwise}."
                 )
             return self.backbone
         if not isinstance(self.backbone, str):
@@ -145,7 +187,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self._loaded = loaded = load_backbone(self.backbone)
         return loaded
 
-    def _encode(self, images: Any, training: bool = False, cache: bool = True) -> Features:
+    def _encode(self, images: Any, training: bool = False, cache: bool = True) -> Any:
         """Give features for anything that predict or fit takes."""
         is_bytes = isinstance(images, np.ndarray) and images.dtype == np.uint8
         if isinstance(images, np.ndarray | Tensor) and images.ndim == 2 and not is_bytes:
@@ -160,20 +202,23 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         lone_array = is_bytes and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)))
         if isinstance(images, str | Path) or hasattr(images, "getexif") or lone_array:
             images = [images]
-        backbone = self._backbone(needed=True)
-        assert backbone is not None
+        backbone = self.loaded_backbone()
         views = getattr(self, "views", 0) if training else 0
-        return encode(backbone, images, views=views, seed=getattr(self, "seed", 0), cache=cache)
+        if views == "online" and self.trains:
+            items = images.items if isinstance(images, ImageSet) else images
+            return Online(backbone, tuple(items), self.crop_scale)
+        seed = getattr(self, "seed", 0)
+        return encode(backbone, images, views=views, seed=seed, crop_scale=self.crop_scale, cache=cache)
 
     # -- using -----------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def decision_function(self, images: Any) -> NDArray[np.float32]:
         """Give logits `[N, C]`."""
-        head = self._fitted()
+        head = self.fitted_head()
         features = self._encode(images, cache=isinstance(images, ImageSet)).pooled()
-        width = next(iter(head.tensors().values())).shape[1]
-        if features.shape[1] != width:
-            raise DataError(f"Got features {features.shape[1]} wide, this classifier reads {width}.")
+        if features.shape[1] != head.width:
+            raise DataError(f"Got features {features.shape[1]} wide, this classifier reads {head.width}.")
         parts = [head.logits(part) for part in features.split(PREDICT_BATCH)]
         return torch.cat(parts).numpy()
 
@@ -188,7 +233,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def score(self, images: Any, labels: Labels | None = None, sample_weight: Any = None) -> float:
         """Give the accuracy, 0 to 1; classes are matched by name."""
-        self._fitted()
+        self.fitted_head()
         if isinstance(images, ImageSet):
             truth = self.match(images.class_names)[images.labels]
             return accuracy(self.decision_function(images).argmax(1), truth)
@@ -222,10 +267,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         return np.array([row_of[clean_name(name).casefold()] for name in names], dtype=np.int64)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key != "_loaded"}
-
-    def _fitted(self) -> Head:
+    def fitted_head(self) -> Head:
+        """Give the head, or say that there is none yet."""
         if not hasattr(self, "head_"):
             raise NotFitted(f"This {type(self).__name__} is not fitted. Call fit(images, labels) first.")
         return self.head_
@@ -234,89 +277,34 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def info(self) -> dict[str, Any]:
         """What is known of the fitted classifier, as a checkpoint stores it."""
-        head = self._fitted()
-        backbone = self._backbone(needed=False)
-        parameters = {key: value for key, value in self.fitted_with_.items() if key != "backbone"}
-        return {
-            "method": self.method or f"{type(self).__module__}:{type(self).__qualname__}",
-            "parameters": json.loads(json.dumps(parameters, default=_plain)),
-            "class_names": list(self.class_names_),
-            "classes": self.classes_.tolist(),
-            "shots": self.shots_,
-            "backbone": {
-                "name": backbone.name if backbone else None,
-                "fingerprint": self.fingerprint_,
-            },
-            "templates": list(resolve_templates(parameters.get("templates", "default")))
-            if self.uses_text
-            else [],
-            "selection": self.selection_,
-            "selected": self.selected_,
-            "notes": self.notes_,
-            "head": {"kind": head.kind, "needs": head.needs, **head.settings()},
-            "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "versions": _versions(),
-        }
+        return describe(self)
 
     def save(self, folder: str | Path) -> Path:
         """Save to a folder: `head.safetensors`, `head.json` and a model card, never the backbone."""
-        facts = self.info()
-        self.from_checkpoint(self.head_.tensors(), facts, None)  # what can't be loaded isn't written
-        checkpoint.write(Path(folder), self.head_.tensors(), facts)
+        facts, tensors = self.info(), self.fitted_head().tensors()
+        restore(type(self), tensors, facts, None)  # what can't be loaded isn't written
+        checkpoint.write(Path(folder), tensors, facts)
         return Path(folder)
 
-    @classmethod
-    def from_checkpoint(
-        cls, tensors: dict[str, Tensor], facts: dict[str, Any], backbone: Backbone | None
-    ) -> Self:
-        """Build a fitted estimator from what `checkpoint.read` gave.
+    def save_learned(self, path: str | Path) -> Path:
+        """Save only what was learned (a context, a matrix), for `handful.load(path, class_names=...)`.
 
         Raises
         ------
-        FingerprintError
-            The backbone is not the one that the head was fitted on.
-        CheckpointError
-            The facts don't describe an estimator of this class.
+        ParameterError
+            The method learns nothing that other class names could use.
         """
-        known = set(inspect.signature(cls.__init__).parameters) - {"self", "backbone"}
-        names, kind = facts["class_names"], facts["head"].get("kind")
-        if not set(facts["parameters"]) <= known:
-            raise CheckpointError(f"Unknown parameters {sorted(set(facts['parameters']) - known)}.")
-        fine = names and all(isinstance(name, str) for name in names)
-        if not fine or not isinstance(kind, str) or kind not in HEADS:
-            raise CheckpointError(f"Expected class names and a head of kind {sorted(HEADS)}, got {kind!r}.")
-        classes = facts.get("classes", names)
-        one_kind = isinstance(classes, list) and len({type(c) for c in classes} & {str, int}) == 1
-        if not one_kind or not len(set(map(str, classes))) == len(classes) == len(names) == len(set(names)):
-            raise CheckpointError("Expected as many different classes as class names, texts or integers.")
-        for key, expected in (("selected", dict), ("notes", list), ("shots", list)):
-            if not isinstance(facts.get(key, expected()), expected):
-                raise CheckpointError(f"Expected {key} to be a {expected.__name__}, got {facts[key]!r}.")
-        recorded = facts["backbone"].get("fingerprint")
-        if facts["backbone"].get("name") and not recorded:
-            raise CheckpointError("The fingerprint of the backbone is missing: the file is damaged.")
-        if backbone is not None and recorded and backbone.fingerprint != recorded:
-            raise FingerprintError(
-                f"This classifier was fitted on {facts['backbone'].get('name')!r} with fingerprint "
-                f"{str(recorded)[:12]}, and the backbone given, {backbone.name!r}, has "
-                f"{backbone.fingerprint[:12]}. Load the backbone it was fitted on, or fit anew."
-            )
-        clf = cls(backbone=backbone, **facts["parameters"])
-        clf.fitted_with_ = clf.get_params(deep=False)
-        clf.head_ = HEADS[kind].restore(tensors, facts["head"], len(names))
-        clf.class_names_, clf.classes_ = tuple(names), np.array(classes)
-        clf.shots_, clf.fingerprint_ = facts.get("shots", []), str(recorded or "")
-        clf.selection_, clf.selected_ = facts["selection"], facts.get("selected", {})
-        clf.notes_ = facts.get("notes", [])
-        return clf
+        learned, facts = self.learned(), self.info()
+        if not learned or type(self).build is FewShotClassifier.build:
+            raise ParameterError(f"{type(self).__name__} learns nothing apart from its classes: use save.")
+        checkpoint.write_learned(Path(path), learned, facts)
+        return Path(path)
 
+    def loaded_backbone(self) -> Backbone:
+        """Give the backbone, loaded; an error if there is none."""
+        backbone = self._backbone(needed=True)
+        assert backbone is not None
+        return backbone
 
-def _plain(value: Any) -> Any:
-    """Turn numpy's scalars and any sequence into what JSON knows."""
-    return value.item() if isinstance(value, np.generic) else list(value)
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("handful", "torch", "open_clip_torch", "scikit-learn")}
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key != "_loaded"}

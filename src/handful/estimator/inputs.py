@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from handful.backbones import Backbone
 from handful.data.sets import ImageSet, check_names
 from handful.errors import DataError, ParameterError
 from handful.features import Features
+from handful.features.online import Online
 from handful.types import Labels
 
 
@@ -33,20 +35,37 @@ class Task:
         Class weights `[C, E]`, rows of unit norm; None for a method that does not read text.
     scale
         The inverse temperature of the backbone.
+    encoder
+        The backbone, for a method that works inside its towers.
     """
 
-    features: Features | None
+    features: Features | Online | None
     labels: Tensor
     class_names: tuple[str, ...]
     text: Tensor | None
     scale: float
+    encoder: Backbone | None = None
+
+    @property
+    def source(self) -> Features | Online:
+        """The support set to train on, or an error that says it is missing."""
+        if self.features is None:
+            raise DataError("This method learns from images: give fit(images, labels).")
+        return self.features
 
     @property
     def support(self) -> Features:
         """The support set's features, or an error that says it is missing."""
-        if self.features is None:
-            raise DataError("This method learns from images: give fit(images, labels).")
-        return self.features
+        if not isinstance(self.source, Features):
+            raise DataError("This method works on cached features: give a number of views, not 'online'.")
+        return self.source
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, or an error that says it is missing."""
+        if self.encoder is None:
+            raise ParameterError("This method works inside a text tower: give a backbone.")
+        return self.encoder
 
     @property
     def text_weights(self) -> Tensor:

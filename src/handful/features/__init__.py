@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.images import decode, digest, in_threads
-from handful.data.sets import MOST_SHOWN, ImageSet, Rows, choose_rows
+from handful.data.images import decode, digest, in_threads, refuse_unreadable
+from handful.data.sets import ImageSet, Rows, choose_rows
 from handful.errors import DataError, check_integer, unexpected
 from handful.features.store import Store, cache_folder
+from handful.progress import bar
 from handful.types import ImageLike
 
 __all__ = ["Features", "cache_folder", "encode"]
@@ -85,6 +84,12 @@ class Features:
         """One unit vector for each image: the mean of its raw views, then normalised, `[N, E]`."""
         return F.normalize(self.pooled(), dim=-1)
 
+    def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Give one view of each of some images, chosen at random, `[B, E]`."""
+        chosen = self.values[rows]
+        views = torch.randint(chosen.shape[1], (len(rows),), generator=generator)
+        return chosen[torch.arange(len(rows)), views]
+
 
 def encode(
     backbone: Backbone,
@@ -131,13 +136,13 @@ def encode(
     items = tuple(images.items if isinstance(images, ImageSet) else images)
     if not items:
         raise DataError("Got no images, expected at least one.")
-    digests, failures = _digests(items)
+    names, failures = _digests(items)
     way = [LAYOUT, backbone.fingerprint, str(backbone.dtype), views]
     way += [seed, *crop_scale] if views else []
     store = Store(cache_folder() / "features" / hashlib.sha256(json.dumps(way).encode()).hexdigest()[:32])
-    found = store.read(set(digests)) if cache else {}
-    missing = {name: item for name, item in zip(digests, items, strict=True) if name and name not in found}
-    with _bar(len(missing), progress) as advance:
+    found = store.read(set(names)) if cache else {}
+    missing = {name: item for name, item in zip(names, items, strict=True) if name and name not in found}
+    with bar("Encoding images", len(missing), progress) as advance:
         fresh: dict[str, tuple[Tensor, Tensor | None]] = {}
         for batch in _batches(list(missing.items()), BATCH):
             good, bad = _decode_all(batch)
@@ -152,10 +157,8 @@ def encode(
         if cache and fresh:
             store.write(fresh)
         found |= fresh
-    if failures:
-        shown = "\n".join(f"  {failure}" for failure in failures[:MOST_SHOWN])
-        raise DataError(f"{len(failures)} of {len(items)} images can't be read:\n{shown}")
-    rows = [found[name] for name in digests]
+    refuse_unreadable(failures, len(items))
+    rows = [found[name] for name in names]
     hidden = [h for _, h in rows if h is not None]
     return Features(
         torch.stack([value for value, _ in rows]),
@@ -223,29 +226,3 @@ def _encode_batch(
 
 def _view_seed(name: str, seed: int, view: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{name} {seed} {view}".encode()).digest()[:8], "big") >> 1
-
-
-@contextmanager
-def _bar(total: int, progress: bool | None) -> Iterator[Any]:
-    """Give a function that advances a bar on stderr."""
-    if not total or not (sys.stderr.isatty() if progress is None else progress):
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("Encoding images"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from handful import checkpoint
 from handful.backbones import Backbone, load_backbone, reload_backbone
 from handful.errors import BackboneError, CheckpointError, unexpected
 from handful.estimator import FewShotClassifier
+from handful.estimator.keeping import for_classes, restore
+from handful.methods.cocoop import CoCoOp
+from handful.methods.coop import CoOp
 from handful.methods.linear_probe import LinearProbe
+from handful.methods.text_tuning import TextTuning
 from handful.methods.tip_adapter import TipAdapter
 from handful.methods.zero_shot import ZeroShot
 
-__all__ = ["METHODS", "LinearProbe", "TipAdapter", "ZeroShot", "find_method", "load"]
+__all__ = [
+    "METHODS",
+    "CoCoOp",
+    "CoOp",
+    "LinearProbe",
+    "TextTuning",
+    "TipAdapter",
+    "ZeroShot",
+    "find_method",
+    "load",
+]
 
-METHODS: dict[str, type[FewShotClassifier]] = {cls.method: cls for cls in (ZeroShot, LinearProbe, TipAdapter)}
+METHODS: dict[str, type[FewShotClassifier]] = {
+    cls.method: cls for cls in (ZeroShot, LinearProbe, TipAdapter, TextTuning, CoOp, CoCoOp)
+}
 """The built-in methods by name. A third party's method is an import path, `pkg.module:Class`."""
 
 
@@ -36,44 +53,60 @@ def find_method(name: str) -> type[FewShotClassifier]:
 
 
 def load(
-    folder: str | Path,
+    path: str | Path,
     backbone: Backbone | str | None = None,
     method: type[FewShotClassifier] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> FewShotClassifier:
-    """Load a saved classifier.
+    """Load a saved classifier, or what one learned, for other class names.
 
     Parameters
     ----------
-    folder
-        What `clf.save(folder)` wrote.
+    path
+        The folder that `clf.save` wrote, or the file that `clf.save_learned` wrote.
     backbone
         The backbone that it was fitted on; None loads it by its recorded name.
     method
         The class, for a third party's method: a file can't make handful import code.
+    class_names
+        Other classes than it was fitted on, for a method that can serve them; a file needs them.
 
     Raises
     ------
     CheckpointError
-        The folder is missing, damaged or not what it says.
+        The folder or file is missing, damaged or not what it says.
     FingerprintError
         The backbone is another one than it was fitted on.
     """
-    tensors, facts = checkpoint.read(Path(folder))
+    alone = Path(path).suffix == ".safetensors"
+    tensors, facts = (checkpoint.read_learned if alone else checkpoint.read)(Path(path))
+    if alone and class_names is None:
+        raise unexpected("class_names", None, f"names to serve: {path} holds what was learned alone")
     cls = method or METHODS.get(facts["method"])
     if cls is None:
         raise CheckpointError(
-            f"{folder} was made by {facts['method']!r}, which is not built in. Import its class and "
-            "give it: handful.load(folder, method=ThatClass)."
+            f"{path} was made by {facts['method']!r}, which is not built in. Import its class and "
+            "give it: handful.load(path, method=ThatClass)."
         )
-    recorded = facts["backbone"].get("name")
-    if isinstance(backbone, str):
-        backbone = load_backbone(backbone)
-    elif backbone is None and isinstance(recorded, str):
-        try:
-            backbone = reload_backbone(recorded)
-        except BackboneError as error:
-            raise CheckpointError(
-                f"The backbone of this classifier, {recorded[:200]}, can't be loaded: {error} Or give it "
-                "yourself: handful.load(folder, backbone=handful.load_backbone(config, weights=...))."
-            ) from error
-    return cls.from_checkpoint(tensors, facts, backbone)
+    found = _find_backbone(backbone, facts["backbone"].get("name"))
+    if not alone:
+        clf = restore(cls, tensors, facts, found)
+        return clf if class_names is None else clf.with_classes(class_names)
+    if found is None or class_names is None:
+        raise CheckpointError(f"{path} names no backbone: give it, handful.load(path, backbone=...).")
+    return for_classes(cls, tensors, facts, found, class_names)
+
+
+def _find_backbone(given: Backbone | str | None, recorded: object) -> Backbone | None:
+    """Load the backbone that is given, or the recorded one."""
+    if isinstance(given, str):
+        return load_backbone(given)
+    if given is not None or not isinstance(recorded, str):
+        return given
+    try:
+        return reload_backbone(recorded)
+    except BackboneError as error:
+        raise CheckpointError(
+            f"The backbone of this classifier, {recorded[:200]}, can't be loaded: {error} Or give it "
+            "yourself: handful.load(path, backbone=handful.load_backbone(config, weights=...))."
+        ) from error

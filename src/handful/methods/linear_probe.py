@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from handful.backbones import Backbone
 from handful.errors import check_integer, check_number, unexpected
 from handful.estimator import FewShotClassifier, Task
-from handful.heads import LinearHead
+from handful.heads import Head, LinearHead
 from handful.selection import check_selection, folds, search_c, smallest_class
 
 
@@ -46,6 +46,7 @@ class LinearProbe(FewShotClassifier):
 
     method: ClassVar[str] = "linear-probe"
     uses_text: ClassVar[bool] = False
+    head_type: ClassVar[type[Head]] = LinearHead
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor
 from handful.backbones import Backbone
 from handful.errors import check_number
 from handful.estimator import FewShotClassifier, Task
-from handful.heads import CacheHead
+from handful.heads import CacheHead, Head
 from handful.selection import best_ratio, check_selection, folds, smallest_class
 
 ALPHA_RANGE = (0.1, 50.0)
@@ -50,6 +50,7 @@ class TipAdapter(FewShotClassifier):
     """
 
     method: ClassVar[str] = "tip-adapter"
+    head_type: ClassVar[type[Head]] = CacheHead
 
     def __init__(
         self,

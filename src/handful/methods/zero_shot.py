@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from torch import Tensor
+
 from handful.backbones import Backbone
 from handful.estimator import FewShotClassifier, Task
 from handful.heads import CosineHead
@@ -41,6 +43,10 @@ class ZeroShot(FewShotClassifier):
         self.backbone = backbone
         self.templates = templates
 
-    def fit_head(self, task: Task) -> CosineHead:
+    def learn(self, task: Task) -> dict[str, Tensor]:
+        """Learn nothing."""
+        return {}
+
+    def build(self, task: Task, learned: dict[str, Tensor]) -> CosineHead:
         """Keep the text classifier as it is."""
         return CosineHead(task.text_weights, task.scale)

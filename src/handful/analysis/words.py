@@ -1,0 +1,96 @@
+"""Which words are nearest to learned context vectors (CoOp, Zhou et al. 2022, §4.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from handful.backbones import Backbone
+from handful.errors import ParameterError, check_integer
+from handful.estimator import FewShotClassifier
+
+UNREADABLE = "N/A"
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A token near a context vector.
+
+    Attributes
+    ----------
+    word
+        The token written out, or N/A for one that is no readable text.
+    distance
+        Euclidean, between the vector and the token's embedding.
+    sharing
+        How many tokens have this very embedding: more than one where training never told them apart.
+    """
+
+    word: str
+    distance: float
+    sharing: int = 1
+
+    def __str__(self) -> str:
+        others = f" and {self.sharing - 1:,} others alike" if self.sharing > 1 else ""
+        return f"{self.word}{others} {self.distance:.3f}"
+
+
+def nearest_words(backbone: Backbone, context: Tensor, top: int = 3) -> list[list[Neighbour]]:
+    """Find the tokens nearest to each context vector, over the whole vocabulary of the backbone.
+
+    Parameters
+    ----------
+    backbone
+        The one that the context was learned for.
+    context
+        `[M, D]`.
+    top
+        How many tokens for each vector.
+    """
+    table = cast(Tensor, backbone.text.embedding.weight).detach().float().cpu()  # type: ignore[union-attr]
+    top = min(check_integer("top", top, 1), len(table))
+    rows, first, counts = np.unique(table.numpy(), axis=0, return_index=True, return_counts=True)
+    distances = torch.cdist(context.float()[None], torch.from_numpy(rows)[None])[0]  # [M, tokens]
+    found = distances.topk(min(top, len(rows)), largest=False)
+    return [
+        [
+            Neighbour(_written(backbone, int(first[row])), float(distance), int(counts[row]))
+            for row, distance in zip(near.tolist(), away, strict=True)
+        ]
+        for near, away in zip(found.indices, found.values.tolist(), strict=True)
+    ]
+
+
+def explain_context(clf: FewShotClassifier, top: int = 3) -> dict[str, list[list[Neighbour]]]:
+    """Give the nearest words of a fitted CoOp's or CoCoOp's context, by class where it has one each.
+
+    Returns
+    -------
+    words
+        Under "" for a context of all classes, under each class's name for class-specific ones.
+
+    Raises
+    ------
+    ParameterError
+        The classifier learned no context.
+    """
+    context, backbone = clf.fitted_head().tensors().get("context"), clf.loaded_backbone()
+    if context is None:
+        raise ParameterError(
+            f"This is a {clf.method} classifier, and it learned no words. Explain one that was fitted with "
+            "coop or cocoop."
+        )
+    if context.ndim == 2:
+        return {"": nearest_words(backbone, context, top)}
+    return {
+        name: nearest_words(backbone, own, top) for name, own in zip(clf.class_names_, context, strict=True)
+    }
+
+
+def _written(backbone: Backbone, token: int) -> str:
+    text = backbone.token_text(token)
+    return text if text and text.isprintable() and "�" not in text else UNREADABLE

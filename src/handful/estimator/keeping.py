@@ -1,0 +1,125 @@
+"""Keeping a fitted classifier: what is known of it, and how it is built again from that."""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from handful.backbones import Backbone
+from handful.data.sets import check_names
+from handful.errors import CheckpointError, FingerprintError
+from handful.estimator.inputs import Task
+from handful.heads import Place
+from handful.prompts import resolve_templates
+
+if TYPE_CHECKING:
+    from handful.estimator import FewShotClassifier
+
+Classifier = TypeVar("Classifier", bound="FewShotClassifier")
+VERSIONS_OF = ("handful", "torch", "open_clip_torch", "scikit-learn")
+
+
+def describe(clf: FewShotClassifier) -> dict[str, Any]:
+    """Give what is known of a fitted classifier, as a checkpoint stores it."""
+    head = clf.fitted_head()
+    backbone = clf.backbone if isinstance(clf.backbone, str | None) else clf.backbone.name
+    parameters = {key: value for key, value in clf.fitted_with_.items() if key != "backbone"}
+    templates = resolve_templates(parameters.get("templates", "default"))
+    return {
+        "method": clf.method or f"{type(clf).__module__}:{type(clf).__qualname__}",
+        "parameters": json.loads(json.dumps(parameters, default=_plain)),
+        "class_names": list(clf.class_names_),
+        "classes": clf.classes_.tolist(),
+        "shots": clf.shots_,
+        "backbone": {"name": backbone, "fingerprint": clf.fingerprint_},
+        "templates": list(templates) if clf.uses_text and not clf.uses_tower else [],
+        "selection": clf.selection_,
+        "selected": clf.selected_,
+        "notes": clf.notes_,
+        "head": {"kind": head.kind, "needs": head.needs, **head.settings()},
+        "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in VERSIONS_OF},
+    }
+
+
+def restore(
+    cls: type[Classifier], tensors: dict[str, Tensor], facts: dict[str, Any], backbone: Backbone | None
+) -> Classifier:
+    """Build a fitted classifier from what `checkpoint.read` gave.
+
+    Raises
+    ------
+    FingerprintError
+        The backbone is not the one that the head was fitted on.
+    CheckpointError
+        The facts don't describe a classifier of this class.
+    """
+    names, kind = facts["class_names"], facts["head"].get("kind")
+    fine = names and all(isinstance(name, str) for name in names)
+    if not fine or kind != cls.head_type.kind:
+        raise CheckpointError(
+            f"Expected class names and a head of kind {cls.head_type.kind!r}, got {kind!r}."
+        )
+    classes = facts.get("classes", names)
+    one_kind = isinstance(classes, list) and len({type(c) for c in classes} & {str, int}) == 1
+    if not one_kind or not len(set(map(str, classes))) == len(classes) == len(names) == len(set(names)):
+        raise CheckpointError("Expected as many different classes as class names, texts or integers.")
+    clf = _unfitted(cls, facts, backbone)
+    clf.class_names_, clf.classes_ = tuple(names), np.array(classes)
+    clf.head_ = cls.head_type.restore(tensors, facts["head"], Place(clf.class_names_, backbone))
+    return clf
+
+
+def for_classes(
+    cls: type[Classifier],
+    learned: dict[str, Tensor],
+    facts: dict[str, Any],
+    backbone: Backbone,
+    class_names: Sequence[str],
+) -> Classifier:
+    """Build a classifier for some class names from what was learned on others, and saved alone or not."""
+    names = check_names(class_names)
+    clf = _unfitted(cls, facts, backbone)
+    clf.class_names_, clf.classes_, clf.shots_ = names, np.array(names), []
+    clf.notes_ = [*clf.notes_, f"Learned on other classes: {', '.join(facts['class_names'][:10])}."]
+    rows, text = torch.zeros(0, dtype=torch.int64), clf.text_weights(names, None, backbone)
+    clf.head_ = clf.build(Task(None, rows, names, text, backbone.scale, backbone), learned)
+    return clf
+
+
+def _unfitted(cls: type[Classifier], facts: dict[str, Any], backbone: Backbone | None) -> Classifier:
+    """Build everything but the head and its classes; refuse another backbone, and damaged facts."""
+    known = set(inspect.signature(cls.__init__).parameters) - {"self", "backbone"}
+    if not set(facts["parameters"]) <= known:
+        raise CheckpointError(f"Unknown parameters {sorted(set(facts['parameters']) - known)}.")
+    for key, expected in (("selected", dict), ("notes", list), ("shots", list)):
+        if not isinstance(facts.get(key, expected()), expected):
+            raise CheckpointError(f"Expected {key} to be a {expected.__name__}, got {facts[key]!r}.")
+    recorded = facts["backbone"].get("fingerprint")
+    if facts["backbone"].get("name") and not recorded:
+        raise CheckpointError("The fingerprint of the backbone is missing: the file is damaged.")
+    if backbone is not None and recorded and backbone.fingerprint != recorded:
+        raise FingerprintError(
+            f"This classifier was fitted on {facts['backbone'].get('name')!r} with fingerprint "
+            f"{str(recorded)[:12]}, and the backbone given, {backbone.name!r}, has "
+            f"{backbone.fingerprint[:12]}. Load the backbone it was fitted on, or fit anew."
+        )
+    clf = cls(backbone=backbone, **facts["parameters"])
+    clf.fitted_with_ = clf.get_params(deep=False)
+    clf.shots_, clf.fingerprint_ = facts.get("shots", []), str(recorded or "")
+    clf.selection_, clf.selected_ = facts["selection"], facts.get("selected", {})
+    clf.notes_, clf.losses_ = facts.get("notes", []), []
+    return clf
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy's scalars and any sequence into what JSON knows."""
+    return value.item() if isinstance(value, np.generic) else list(value)

@@ -1,0 +1,44 @@
+"""Fresh crops of the support set at every training step, in place of cached views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from handful.backbones.base import Backbone
+from handful.data.images import check_files, decode, in_threads, refuse_unreadable
+from handful.types import ImageLike
+
+
+@dataclass(frozen=True)
+class Online:
+    """Fresh crops at every call, as published: the image tower runs in the training loop."""
+
+    backbone: Backbone
+    items: tuple[ImageLike, ...]
+    crop_scale: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        found = check_files(self.items)
+        failures = [f"{item}: {bad}" for item, bad in zip(self.items, found, strict=True) if bad]
+        refuse_unreadable(failures, len(self.items))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the backbone."""
+        return self.backbone.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Give the feature of one new random crop of each of some images, `[B, E]`."""
+        seeds = torch.randint(2**62, (len(rows),), generator=generator).tolist()
+        images = in_threads(decode, [self.items[row] for row in rows.tolist()])
+        crops = [
+            self.backbone.view(image, seed, self.crop_scale)
+            for image, seed in zip(images, seeds, strict=True)
+        ]
+        return self.backbone.encode_image(torch.stack(crops)).cpu()

@@ -1,0 +1,207 @@
+"""CoCoOp: a context that depends on the image (Zhou et al. 2022, Conditional Prompt Learning)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from handful.backbones import Backbone
+from handful.errors import CheckpointError, ParameterError, check_integer
+from handful.estimator import FewShotClassifier, Task
+from handful.heads import Head, Place, expect, number
+from handful.prompts import read_words, with_context
+from handful.towers import text_pass
+from handful.train import Recipe, shuffled, train
+
+REDUCTION = 16
+PREDICT_BATCH = 32
+"""Images of one prediction: each has text features of its own, `[C, E]`."""
+
+
+class MetaNet(nn.Module):
+    """Image feature `[B, E]` to a shift `[B, D]` of the context: two layers and a ReLU (§3.2)."""
+
+    def __init__(self, joint: int, width: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(joint, max(joint // REDUCTION, 1))
+        self.linear2 = nn.Linear(max(joint // REDUCTION, 1), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, E]` to `[B, D]`."""
+        return self.linear2(F.relu(self.linear1(x)))
+
+
+class ConditionalPromptLearner(nn.Module):
+    """Logits of images for prompts whose context each image shifts: equation 3 of the paper.
+
+    Parameters
+    ----------
+    backbone
+        Whose text tower reads the prompts.
+    class_names
+        C names.
+    context
+        `[M, D]`.
+    meta_net
+        Gives the shift.
+    """
+
+    def __init__(
+        self, backbone: Backbone, class_names: tuple[str, ...], context: Tensor, meta_net: MetaNet
+    ) -> None:
+        super().__init__()
+        self.text = text_pass(backbone, *with_context(backbone, class_names, len(context)))
+        self.scale = backbone.scale
+        self.context = nn.Parameter(context.clone())
+        self.meta_net = meta_net
+        self.to(backbone.device)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`scale <norm(f_i), norm(g_c(context + shift(f_i)))>`: `[N, E]` to `[N, C]`."""
+        unit = F.normalize(features, dim=-1)
+        contexts = self.context + self.meta_net(unit)[:, None]  # [N, M, D]
+        weights = F.normalize(self.text(contexts), dim=-1)  # [N, C, E]
+        return self.scale * (weights @ unit[:, :, None])[:, :, 0]
+
+
+@dataclass(frozen=True)
+class ConditionalHead:
+    """What stays of CoCoOp: context and meta-net. It needs the backbone's text tower to serve."""
+
+    kind: ClassVar[str] = "conditional-prompt"
+    needs: ClassVar[Literal["features", "pixels"]] = "features"
+    learned: dict[str, Tensor]
+    learner: ConditionalPromptLearner | None
+    scale: float
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return self.learned["meta_net.linear1.weight"].shape[1]
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """Every image reads every prompt with a context of its own."""
+        if self.learner is None:
+            raise ParameterError("CoCoOp reads prompts for each image: load it with its backbone.")
+        device = self.learner.context.device
+        return torch.cat([self.learner(part.to(device)).cpu() for part in features.split(PREDICT_BATCH)])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`context [M, D]` and the meta-net's weights and biases."""
+        return self.learned
+
+    def settings(self) -> dict[str, Any]:
+        """`scale`, the inverse temperature."""
+        return {"scale": self.scale}
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
+        """Check and build."""
+        shapes: dict[str, tuple[int | str, ...]] = {
+            "context": ("M", "D"),
+            "meta_net.linear1.weight": ("R", "E"),
+            "meta_net.linear1.bias": ("R",),
+            "meta_net.linear2.weight": ("D", "R"),
+            "meta_net.linear2.bias": ("D",),
+        }
+        expect(tensors, shapes)
+        learner = None if place.backbone is None else restore(place.backbone, place.class_names, tensors)
+        return cls(tensors, learner, number(settings, "scale"))
+
+
+def restore(
+    backbone: Backbone, class_names: tuple[str, ...], learned: dict[str, Tensor]
+) -> ConditionalPromptLearner:
+    """Build the learner for some class names from what was learned."""
+    rank, joint = learned["meta_net.linear1.weight"].shape
+    context = learned["context"]
+    if rank != max(joint // REDUCTION, 1) or context.shape[1] != backbone.text.width:
+        raise CheckpointError("The context or the meta-net does not fit this backbone.")
+    with torch.random.fork_rng(devices=[]):
+        learner = ConditionalPromptLearner(
+            backbone, class_names, context, MetaNet(joint, backbone.text.width)
+        )
+    learner.load_state_dict(learned)
+    return learner
+
+
+class CoCoOp(FewShotClassifier):
+    """Conditional context optimisation: CoOp with a context that a small net shifts for each image.
+
+    Made for classes that were not there at training time; it costs a text pass for every image, at
+    serving too. The class name stands at the end.
+
+    Parameters
+    ----------
+    backbone
+        A backbone, or the name of one.
+    init
+        Words that the context starts from; None draws `length` vectors from N(0, 0.02^2).
+    length
+        M, 4 by default; with `init` it is the number of its tokens.
+    epochs, lr, batch_size
+        10, 0.002 and 1 as published; SGD as for CoOp. The published batch of 1 is for its memory;
+        larger ones take fewer, steadier steps.
+    views
+        As for CoOp.
+    seed
+        Of the views, the start and the order of the images.
+    """
+
+    method: ClassVar[str] = "cocoop"
+    uses_tower: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    head_type: ClassVar[type[Head]] = ConditionalHead
+
+    def __init__(
+        self,
+        backbone: Backbone | str | None = None,
+        *,
+        init: str | None = "a photo of a",
+        length: int | None = None,
+        epochs: int = 10,
+        lr: float = 0.002,
+        batch_size: int = 1,
+        views: int | Literal["online"] = 8,
+        seed: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.init = init
+        self.length = length
+        self.epochs = epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.views = views
+        self.seed = seed
+
+    def start(self, task: Task, generator: torch.Generator) -> ConditionalPromptLearner:
+        """Give the learner before training; the meta-net starts as PyTorch's layers do."""
+        backbone = task.backbone
+        if self.init is not None:
+            context = read_words(backbone, self.init, self.length)
+        else:
+            length = 4 if self.length is None else check_integer("length", self.length, 1)
+            context = 0.02 * torch.randn(length, backbone.text.width, generator=generator)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            meta_net = MetaNet(backbone.joint_width, backbone.text.width)
+        return ConditionalPromptLearner(backbone, task.class_names, context, meta_net)
+
+    def learn(self, task: Task) -> dict[str, Tensor]:
+        """Train context and meta-net."""
+        labels, source = task.labels, task.source
+        recipe = Recipe(self.epochs, self.batch_size, self.lr)
+        generator = torch.Generator().manual_seed(check_integer("seed", self.seed))
+        model = self.start(task, generator)
+        self.losses_ = train(model, lambda: shuffled(source, labels, recipe.batch_size, generator), recipe)
+        return {name: value.detach().cpu() for name, value in model.state_dict().items()}
+
+    def build(self, task: Task, learned: dict[str, Tensor]) -> ConditionalHead:
+        """Keep context, meta-net and the way through the text tower."""
+        return ConditionalHead(learned, restore(task.backbone, task.class_names, learned), task.scale)

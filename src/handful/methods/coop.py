@@ -1,0 +1,148 @@
+"""CoOp: learn the words around the class name (Zhou et al. 2022, Learning to Prompt)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from handful.backbones import Backbone
+from handful.errors import check_integer, unexpected
+from handful.estimator import FewShotClassifier, Task
+from handful.heads import Head, TextHead
+from handful.prompts import read_words, with_context
+from handful.towers import TextPass, text_pass
+from handful.train import Recipe, epochs_by_shots, shuffled, train
+
+LENGTH = 16
+
+
+class PromptLearner(nn.Module):
+    """Logits of images for prompts with a learned context: equations 2 and 3 of the paper.
+
+    Parameters
+    ----------
+    text
+        The prompts' way through the text tower.
+    context
+        `[M, D]` for all classes, or `[C, M, D]`: the only thing that is trained.
+    scale
+        The inverse temperature.
+    """
+
+    def __init__(self, text: TextPass, context: Tensor, scale: float) -> None:
+        super().__init__()
+        self.text, self.scale = text, scale
+        self.context = nn.Parameter(context.clone())
+
+    def class_weights(self) -> Tensor:
+        """Text features of the prompts, `[C, E]`, rows of unit norm."""
+        return F.normalize(self.text(self.context.flatten(0, -2)), dim=-1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`scale norm(f) W^T`: features `[N, E]` to logits `[N, C]`."""
+        return self.scale * F.normalize(features, dim=-1) @ self.class_weights().T
+
+
+class CoOp(FewShotClassifier):
+    """Context optimisation: M vectors in the place of "a photo of a", learned by gradient.
+
+    The text tower stays frozen, but every step goes through it, once for all images of a batch.
+    After fitting nothing of it is needed: the prompts are class weights. `with_classes(names)` gives
+    a unified context to other classes.
+
+    Parameters
+    ----------
+    backbone
+        A backbone, or the name of one.
+    length
+        M, 16 by default; with `init` it is the number of its tokens.
+    init
+        None draws the context from N(0, 0.02^2); words, as in "a photo of a", start from theirs.
+        (The published code ignores `class_specific` with words; here each class starts from them.)
+    position
+        Of the class name: `"end"`, `"middle"` or `"front"`.
+    class_specific
+        A context of its own for each class (CSC), in place of one for all.
+    epochs
+        `"auto"` is the published rule: 50 at 1 shot, 100 at 2 and 4, 200 at 8 and 16 (and 50 for
+        all of ImageNet: say so). The last step's context is kept.
+    lr, batch_size
+        Of SGD with momentum 0.9 and weight decay 5e-4; cosine after one warm-up epoch at 1e-5.
+    views
+        Cached augmented views of each image (crops of 8 to 100 % of its area), one drawn at each
+        step; `"online"` for a fresh crop at every step, as published; 0 takes the image itself.
+    seed
+        Of the views, the start and the order of the images.
+    """
+
+    method: ClassVar[str] = "coop"
+    uses_tower: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    head_type: ClassVar[type[Head]] = TextHead
+
+    def __init__(
+        self,
+        backbone: Backbone | str | None = None,
+        *,
+        length: int | None = None,
+        init: str | None = None,
+        position: Literal["end", "middle", "front"] = "end",
+        class_specific: bool = False,
+        epochs: int | Literal["auto"] = "auto",
+        lr: float = 0.002,
+        batch_size: int = 32,
+        views: int | Literal["online"] = 8,
+        seed: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.length = length
+        self.init = init
+        self.position = position
+        self.class_specific = class_specific
+        self.epochs = epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.views = views
+        self.seed = seed
+
+    def learner(self, task: Task, context: Tensor) -> PromptLearner:
+        """Put a context `[M, D]` or `[C, M, D]` around the class names of a task."""
+        tokens, slots = with_context(
+            task.backbone, task.class_names, context.shape[-2], self.position, self.class_specific
+        )
+        return PromptLearner(text_pass(task.backbone, tokens, slots), context, task.scale)
+
+    def start(self, task: Task, generator: torch.Generator) -> Tensor:
+        """Give the context before training."""
+        classes = [len(task.class_names)] if self.class_specific else []
+        if self.init is not None:
+            words = read_words(task.backbone, self.init, self.length)
+            return words.expand(*classes, *words.shape)
+        length = LENGTH if self.length is None else check_integer("length", self.length, 1)
+        shape = (*classes, length, task.backbone.text.width)
+        return (0.02 * torch.randn(shape, generator=generator)).to(task.backbone.device)
+
+    def learn(self, task: Task) -> dict[str, Tensor]:
+        """Train the context."""
+        labels, source = task.labels, task.source
+        automatic = self.epochs == "auto"
+        epochs = epochs_by_shots(len(labels), len(labels.unique())) if automatic else self.epochs
+        recipe = Recipe(check_integer("epochs", epochs, 1), self.batch_size, self.lr)
+        generator = torch.Generator().manual_seed(check_integer("seed", self.seed))
+        model = self.learner(task, self.start(task, generator))
+        self.losses_ = train(model, lambda: shuffled(source, labels, recipe.batch_size, generator), recipe)
+        self.selected_ = {"epochs": recipe.epochs}
+        return {"context": model.context.detach().cpu()}
+
+    @torch.no_grad()
+    def build(self, task: Task, learned: dict[str, Tensor]) -> TextHead:
+        """Collapse the prompts to class weights."""
+        context = learned["context"].to(task.backbone.device)
+        if context.ndim == 3 and task.features is None:
+            raise unexpected("class_specific", True, "False to give a context to other class names")
+        weights = self.learner(task, context).class_weights()
+        return TextHead(weights.cpu(), task.scale, learned)

@@ -1,0 +1,109 @@
+"""What CoOp was compared with: tuning the text features themselves (Zhou et al. 2022, §4.2, table 3)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from handful.backbones import Backbone
+from handful.errors import CheckpointError, check_integer, unexpected
+from handful.estimator import FewShotClassifier, Task
+from handful.heads import Head, TextHead
+from handful.train import Recipe, epochs_by_shots, shuffled, train
+
+FORMS = ("transform", "bias", "class-bias")
+
+
+class TunedText(nn.Module):
+    """Class weights `W [C, E]` with a learned `norm(W A)` or `norm(W + b)`.
+
+    The article names the two and no more; here A `[E, E]` starts as the identity and b `[E]`, or
+    `[C, E]`, at zero, both on text features of unit norm (methods.md §2.3).
+    """
+
+    def __init__(self, text: Tensor, form: str, scale: float) -> None:
+        super().__init__()
+        self.text, self.form, self.scale = text, form, scale
+        classes, width = text.shape
+        start = {"transform": torch.eye(width), "bias": torch.zeros(width)}
+        self.tuned = nn.Parameter(start.get(form, torch.zeros(classes, width)))
+
+    def class_weights(self) -> Tensor:
+        """`[C, E]`, rows of unit norm."""
+        moved = self.text @ self.tuned if self.form == "transform" else self.text + self.tuned
+        return F.normalize(moved, dim=-1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features `[N, E]` to logits `[N, C]`."""
+        return self.scale * F.normalize(features, dim=-1) @ self.class_weights().T
+
+
+class TextTuning(FewShotClassifier):
+    """A learned transformation of the text features, or a bias on them: baselines of the CoOp article.
+
+    Parameters
+    ----------
+    backbone
+        A backbone, or the name of one.
+    form
+        `"transform"`: one matrix for all classes. `"bias"`: one vector for all. `"class-bias"`: a
+        vector for each class (TaskRes, but for its scale).
+    templates
+        Of the text classifier that is tuned.
+    epochs, lr, batch_size, views, seed
+        As for CoOp.
+    """
+
+    method: ClassVar[str] = "text-tuning"
+    trains: ClassVar[bool] = True
+    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    head_type: ClassVar[type[Head]] = TextHead
+
+    def __init__(
+        self,
+        backbone: Backbone | str | None = None,
+        *,
+        form: Literal["transform", "bias", "class-bias"] = "transform",
+        templates: str = "default",
+        epochs: int | Literal["auto"] = "auto",
+        lr: float = 0.002,
+        batch_size: int = 32,
+        views: int | Literal["online"] = 8,
+        seed: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.form = form
+        self.templates = templates
+        self.epochs = epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.views = views
+        self.seed = seed
+
+    def learn(self, task: Task) -> dict[str, Tensor]:
+        """Train the matrix or the bias."""
+        if self.form not in FORMS:
+            raise unexpected("form", self.form, f"one of {list(FORMS)}")
+        labels, source = task.labels, task.source
+        automatic = self.epochs == "auto"
+        epochs = epochs_by_shots(len(labels), len(labels.unique())) if automatic else self.epochs
+        recipe = Recipe(check_integer("epochs", epochs, 1), self.batch_size, self.lr)
+        generator = torch.Generator().manual_seed(check_integer("seed", self.seed))
+        model = TunedText(task.text_weights, self.form, task.scale)
+        self.losses_ = train(model, lambda: shuffled(source, labels, recipe.batch_size, generator), recipe)
+        self.selected_ = {"epochs": recipe.epochs}
+        return {"tuned": model.tuned.detach()}
+
+    @torch.no_grad()
+    def build(self, task: Task, learned: dict[str, Tensor]) -> TextHead:
+        """Collapse to class weights."""
+        model = TunedText(task.text_weights, self.form, task.scale)
+        if self.form == "class-bias" and task.features is None:
+            raise unexpected("form", self.form, "'transform' or 'bias' to serve other class names")
+        if model.tuned.shape != learned["tuned"].shape:
+            raise CheckpointError(f"Got tuned of {list(learned['tuned'].shape)}, not of this backbone.")
+        model.load_state_dict(learned)
+        return TextHead(model.class_weights(), task.scale, learned)

@@ -1,0 +1,162 @@
+"""The shared-prefix text pass: why prompt learning here is many times faster than published.
+
+CLIP's text tower is causal, so a position never sees what comes after it. Therefore, exactly:
+
+1. nothing after the end of a text matters: each prompt runs to its own end, not to 77;
+2. what prompts begin with together is computed once (`handful.towers.tree`), and autograd sums the
+   gradients of all classes into it;
+3. linear layers see packed nodes, and only attention knows which node belongs to which prompt;
+4. after the attention of the last block only the ends go on;
+5. what the first block projects from frozen tokens is a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from handful.backbones.base import Backbone
+from handful.backbones.tower import Block
+from handful.towers.tree import Tree, grow
+
+After = Mapping[int, Callable[[Tensor, Tensor], Tensor]]
+"""By block: a function of a block's input and output tokens `[B, N, D]` that gives a new output."""
+
+FLOATS = 24
+"""Numbers, in tower widths, that autograd keeps of a token in a block."""
+MEMORY = 2**30
+"""Bytes that a pass may keep for its backward; beyond them, classes run in chunks that are computed
+again in the backward."""
+
+
+class PrefixPass:
+    """Text features of P prompts of a causal tower, from the learned vectors in them.
+
+    Parameters
+    ----------
+    backbone
+        One whose text tower is causal and has blocks.
+    tokens
+        `[P, L]`, as the backbone tokenizes.
+    slots
+        `[P, L]`: j where learned vector j stands in the token's place, -1 elsewhere.
+    """
+
+    def __init__(self, backbone: Backbone, tokens: Tensor, slots: Tensor) -> None:
+        self.backbone, self.tower = backbone, backbone.text
+        node = 4 * FLOATS * self.tower.width * len(self.tower.blocks)
+        self.most = max(MEMORY // node, 1)
+        trees = grow(tokens, slots, self.tower.ends(tokens), self.most)
+        self.trees = [tree.to(backbone.device) for tree in trees]
+        self.order = torch.cat([tree.rows for tree in self.trees]).argsort()
+        self._first: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, learned: Tensor | None = None, after: After | None = None) -> Tensor:
+        """Give features `[P, E]` for learned vectors `[W, D]`, `[B, P, E]` for `[B, W, D]`.
+
+        Parameters
+        ----------
+        learned
+            The vectors; None for prompts without any. A batch of them gives every prompt B times,
+            with the vectors of one image each (CoCoOp).
+        after
+            What to do after a block, for adapters inside the tower.
+        """
+        batch = learned if learned is not None and learned.ndim == 3 else None
+        groups = [learned] if batch is None else list(batch.split(max(self.most // len(self.trees[0]), 1)))
+        parts = [(group, tree) for group in groups for tree in self.trees]
+        keep = len(parts) > 1 and torch.is_grad_enabled()
+        found: list[Tensor] = []
+        with self.backbone.autocast():
+            for group, tree in parts:
+                found.append(
+                    checkpoint(self._run, tree, group, after or {}, use_reentrant=False)
+                    if keep
+                    else self._run(tree, group, after or {})
+                )
+        rows = [torch.cat(found[i : i + len(self.trees)], 1) for i in range(0, len(found), len(self.trees))]
+        features = torch.cat(rows)[:, self.order].float()
+        return features if batch is not None else features[0]
+
+    def _run(self, tree: Tree, learned: Tensor | None, after: After) -> Tensor:
+        """Run one tree through the tower: `[B, P, E]`."""
+        x = self._embed(tree, learned)  # [B, N, D]
+        last = len(self.tower.blocks) - 1
+        for index, block in enumerate(self.tower.blocks):
+            qkv = project(block, x) if index else self._project_first(block, x, tree)
+            entered, attended = x, attend(qkv, block.heads, tree)
+            if index == last:
+                entered, attended = x[:, tree.ends], attended[:, tree.ends]
+            x = entered + block.scale1(block.out(attended))
+            x = x + block.scale2(block.mlp(block.norm2(x)))
+            if index in after:
+                x = after[index](entered, x)
+        x = cast(nn.Module, self.tower.final_norm)(x)
+        to_joint = self.tower.projection
+        if isinstance(to_joint, nn.Module):
+            return to_joint(x)
+        return x if to_joint is None else x @ to_joint
+
+    def _embed(self, tree: Tree, learned: Tensor | None) -> Tensor:
+        """Give the tokens on their way into the first block: embedding or learned vector, plus place."""
+        words = cast(nn.Module, self.tower.embedding)(tree.tokens)
+        places = cast(Tensor, self.tower.positions)[tree.positions]
+        rows = (tree.slots >= 0).nonzero()[:, 0]
+        if not len(rows):
+            return (words + places)[None]
+        assert learned is not None
+        learned = learned if learned.ndim == 3 else learned[None]
+        x = words.expand(len(learned), -1, -1).index_copy(1, rows, learned[:, tree.slots[rows]].to(words))
+        return x + places
+
+    def _project_first(self, block: Block, x: Tensor, tree: Tree) -> Tensor:
+        """Project the learned rows only; the rest of the first block's q, k, v never changes."""
+        rows = (tree.slots >= 0).nonzero()[:, 0]
+        weight = block.qkv[0]
+        if not x.requires_grad or weight.requires_grad:
+            return project(block, x)
+        constant = self._first.get(id(tree))
+        if constant is None or constant[0] is not weight:
+            with torch.no_grad():
+                constant = self._first[id(tree)] = weight, project(block, x[:1])
+        fresh = project(block, x[:, rows])
+        return constant[1].to(fresh).expand(len(x), -1, -1).index_copy(1, rows, fresh)
+
+
+def project(block: Block, x: Tensor) -> Tensor:
+    """The joint query, key and value of tokens `[B, N, D]`: `[B, N, 3 D]`."""
+    return F.linear(block.norm1(x), *block.qkv)
+
+
+def attend(qkv: Tensor, heads: int, tree: Tree) -> Tensor:
+    """Let every node attend to its ancestors and itself: `[B, N, 3 D]` to `[B, N, D]`.
+
+    The trunk is causal in itself; a bin attends to the trunk and, where `tree.sees`, to itself.
+    """
+    (bins, length), stem, batch = tree.bins, tree.trunk, len(qkv)
+    q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, N, d]
+
+    def own(part: Tensor) -> Tensor:
+        """`[B, G, H, L, d]`, the bins."""
+        return part[:, :, stem:].unflatten(2, (bins, length)).transpose(1, 2)
+
+    def seen(part: Tensor) -> Tensor:
+        """`[B G, H, S + L, d]`, trunk and bin."""
+        shared = part[:, None, :, :stem].expand(-1, bins, -1, -1, -1)
+        return torch.cat([shared, own(part)], dim=3).flatten(0, 1)
+
+    tails = F.scaled_dot_product_attention(
+        own(q).flatten(0, 1), seen(k), seen(v), attn_mask=tree.sees.repeat(batch, 1, 1, 1)
+    )
+    tails = tails.unflatten(0, (batch, bins)).permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+    if not stem:
+        return tails
+    trunk = F.scaled_dot_product_attention(
+        q[:, :, :stem], k[:, :, :stem], v[:, :, :stem], is_causal=True
+    )  # [B, H, S, d]
+    return torch.cat([trunk.transpose(1, 2).flatten(2), tails], dim=1)

@@ -1,0 +1,142 @@
+"""Taps: the only file that registers hooks or parametrizations, and the plain pass through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
+
+from handful.backbones.base import Backbone
+from handful.backbones.tower import Tower
+from handful.errors import SeamError
+from handful.towers.prefix import FLOATS, MEMORY, After
+
+Tokens = Callable[[Tensor], Tensor]
+"""A function of tokens `[N, L, D]`."""
+
+
+class Taps:
+    """Functions on their way into a tower. Use it as a context, and leave it after `backward`.
+
+    Functions see tokens as `[N, L, D]` and give as many; prompts overwrite placeholders, none insert.
+
+    Parameters
+    ----------
+    tower
+        A tower; without blocks (a ResNet) only `on_embed` is possible, if it embeds tokens.
+    """
+
+    def __init__(self, tower: Tower) -> None:
+        self.tower = tower
+        self._handles: list[Any] = []
+        self._parametrized: list[tuple[nn.Module, str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def on_embed(self, fn: Tokens) -> None:
+        """Put `fn` after the token (or patch) embedding, before positions are added."""
+        if self.tower.embedding is None:
+            raise SeamError(
+                f"The {self.tower.side} tower has no token embedding to tap ({self.tower.absent}). "
+                "Use a backbone of CLIP's kind."
+            )
+
+        def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+            if out.ndim == 3:
+                return fn(out)
+            if out.shape[1] != self.tower.width:  # timm's grid [N, H, W, D]
+                return fn(out.flatten(1, 2)).unflatten(1, out.shape[1:3])
+            tokens = fn(out.flatten(2).transpose(1, 2))  # a convolution's grid [N, D, H, W]
+            return tokens.transpose(1, 2).unflatten(2, out.shape[2:])
+
+        self._handles.append(self.tower.embedding.register_forward_hook(hook))
+
+    def at_entry(self, fn: Tokens) -> None:
+        """Put `fn` before the first block, after positions and class token."""
+        self.tower.require_blocks("A tap")
+        self._handles.append(_before(cast(nn.Module, self.tower.entry), fn))
+
+    def before(self, block: int, fn: Tokens) -> None:
+        """Put `fn` before a block."""
+        self._handles.append(_before(self._block(block), fn))
+
+    def after(self, block: int, fn: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Put `fn(input, output)` after a block."""
+        self._handles.append(self._block(block).register_forward_hook(lambda _, args, out: fn(args[0], out)))
+
+    def reweight(self, block: int, path: str, module: nn.Module) -> None:
+        """Give a block `module(weight)` in place of its weight at `path`, as in `"mlp.c_fc.weight"`."""
+        owner, _, name = path.rpartition(".")
+        target = self._block(block).get_submodule(owner)
+        if not hasattr(target, name):
+            raise SeamError(f"Block {block} of the {self.tower.side} tower has no weight {path!r}.")
+        parametrize.register_parametrization(target, name, module)
+        self._parametrized.append((target, name))
+
+    def detach(self) -> None:
+        """Leave the tower as it was."""
+        for handle in self._handles:
+            handle.remove()
+        for target, name in self._parametrized:
+            if parametrize.is_parametrized(target, name):
+                parametrize.remove_parametrizations(target, name, leave_parametrized=False)
+        self._handles, self._parametrized = [], []
+
+    def _block(self, index: int) -> nn.Module:
+        return self.tower.require_blocks("A tap")[index].module
+
+
+def _before(module: nn.Module, fn: Tokens) -> Any:
+    return module.register_forward_pre_hook(lambda _, args: (fn(args[0]), *args[1:]))
+
+
+class PlainPass:
+    """Text features of P prompts through the whole tower, all L positions: any tower, and slow.
+
+    For towers that are not causal or that read their feature elsewhere than at the end of the text.
+    Called as `PrefixPass` is, and gives the same numbers where both are valid.
+    """
+
+    def __init__(self, backbone: Backbone, tokens: Tensor, slots: Tensor) -> None:
+        self.backbone, self.tower = backbone, backbone.text
+        self.tokens, self.slots = tokens.to(backbone.device), slots.to(backbone.device)
+        token = 4 * FLOATS * max(self.tower.width, 1) * max(len(self.tower.blocks), 12)
+        self.most = max(MEMORY // (token * tokens.shape[1]), 1)
+
+    def __call__(self, learned: Tensor | None = None, after: After | None = None) -> Tensor:
+        """Give features `[P, E]` for learned vectors `[W, D]`, `[B, P, E]` for `[B, W, D]`."""
+        images = [learned] if learned is None or learned.ndim == 2 else list(learned)
+        rows = list(torch.arange(len(self.tokens), device=self.tokens.device).split(self.most))
+        keep = len(images) * len(rows) > 1 and torch.is_grad_enabled()
+        found = [
+            checkpoint(self._run, part, vectors, after or {}, use_reentrant=False)
+            if keep
+            else self._run(part, vectors, after or {})
+            for vectors in images
+            for part in rows
+        ]
+        features = torch.cat(found).float()
+        return features if learned is None or learned.ndim == 2 else features.unflatten(0, (len(images), -1))
+
+    def _run(self, rows: Tensor, learned: Tensor | None, after: After) -> Tensor:
+        slots = self.slots[rows]
+
+        def overwrite(embedded: Tensor) -> Tensor:
+            where = (slots >= 0).nonzero(as_tuple=True)
+            assert learned is not None
+            return embedded.index_put(where, learned[slots[where]].to(embedded))
+
+        with Taps(self.tower) as taps, self.backbone.autocast():
+            if (slots >= 0).any():
+                taps.on_embed(overwrite)
+            for block, fn in after.items():
+                taps.after(block, fn)
+            return cast(Any, self.backbone.model).encode_text(self.tokens[rows])

@@ -1,0 +1,133 @@
+"""The one training loop: cross-entropy, SGD, the published schedule, the last step's weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from handful.errors import TrainingError, check_integer, check_number
+from handful.progress import bar
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs `[B, ...]` and labels `[B]`."""
+
+
+class Source(Protocol):
+    """Where training inputs come from: cached views, or fresh crops."""
+
+    def __len__(self) -> int:
+        """Images."""
+        ...
+
+    def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Give one view of each of some images, `[B, E]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: the settings of the CoOp family unless told otherwise (methods.md §2.2).
+
+    Attributes
+    ----------
+    epochs, batch_size
+        Passes over the support set, and images of a step.
+    lr, momentum, weight_decay
+        Of SGD; the last two are hidden defaults of the published code.
+    warmup_lr
+        Learning rate of a first, constant epoch that delays the cosine by one; None for no such epoch.
+    """
+
+    epochs: int
+    batch_size: int = 32
+    lr: float = 0.002
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_lr: float | None = 1e-5
+
+    def __post_init__(self) -> None:
+        check_integer("epochs", self.epochs, 1)
+        check_integer("batch_size", self.batch_size, 1)
+        check_number("lr", self.lr, 0, above=True)
+
+    def learning_rate(self, epoch: int) -> float:
+        """Give the learning rate during an epoch, counted from 0 (methods.md §0.4).
+
+        `lr (1 + cos(pi e / T)) / 2`; with a warm-up, `warmup_lr` first, and then the same one epoch
+        late, so that the cosine never reaches 0.
+        """
+        late = 0 if self.warmup_lr is None else 1
+        if late and epoch == 0:
+            return float(self.warmup_lr or 0)
+        return self.lr * (1 + math.cos(math.pi * (epoch - late) / self.epochs)) / 2
+
+
+def epochs_by_shots(images: int, classes: int) -> int:
+    """Give CoOp's epochs: 50 for one image per class, 100 up to 4, 200 beyond (methods.md §2.2)."""
+    shots = images / max(classes, 1)
+    return 50 if shots < 1.5 else 100 if shots < 6 else 200
+
+
+def shuffled(source: Source, labels: Tensor, size: int, generator: torch.Generator) -> Iterator[Batch]:
+    """Give one epoch: every image once, in batches; a last, smaller one is dropped if others came."""
+    order = torch.randperm(len(source), generator=generator)
+    for rows in order.split(size):
+        if len(rows) == size or len(source) < size:
+            yield source.sample(rows, generator), labels[rows]
+
+
+def train(
+    model: nn.Module, epoch: Callable[[], Iterable[Batch]], recipe: Recipe, show: bool | None = None
+) -> list[float]:
+    """Train what requires gradients in `model`, which gives logits; the last step is kept.
+
+    Parameters
+    ----------
+    model
+        Maps inputs `[B, ...]` to logits `[B, C]`.
+    epoch
+        Gives an epoch's batches.
+    recipe
+        The settings.
+    show
+        Whether to show a bar; None shows it on a terminal.
+
+    Returns
+    -------
+    losses
+        The loss of each step.
+
+    Raises
+    ------
+    TrainingError
+        A loss is NaN or infinite; the model is left as it was before that step.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(
+        parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    device, losses = parameters[0].device, list[float]()
+    with bar("Training", recipe.epochs, show) as advance, torch.enable_grad():
+        for number in range(recipe.epochs):
+            optimizer.param_groups[0]["lr"] = recipe.learning_rate(number)
+            first = len(losses)
+            for inputs, labels in epoch():
+                loss = F.cross_entropy(model(inputs.to(device)), labels.to(device))
+                if not torch.isfinite(loss):
+                    raise TrainingError(
+                        f"The loss became {loss.item()} at step {len(losses) + 1}, in epoch {number + 1} of "
+                        f"{recipe.epochs} (the step before: {losses[-1] if losses else 'none'}). Got "
+                        f"lr={recipe.lr:g}, expected one at which it converges: lower it."
+                    )
+                losses.append(loss.item())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            advance(1, note=f"loss {sum(losses[first:]) / (len(losses) - first):.3f}")
+    return losses
