@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -22,13 +23,14 @@ from torch import Tensor, nn
 
 import handful
 from handful.backbones import openclip
+from handful.backbones.base import has_bf16
 
 SCALE = 100.0
 Step = Callable[[], dict[str, Tensor]]
 """One training step: gives the text features, and gradients by parameter name."""
 
 
-def vit_b_16(layers: int = 12) -> handful.Backbone:
+def vit_b_16(dtype: str = "float32", layers: int = 12) -> handful.Backbone:
     """Give a backbone with ViT-B/16's text tower, random weights; the image tower is a stub."""
     torch.manual_seed(0)
     config = {
@@ -38,7 +40,12 @@ def vit_b_16(layers: int = 12) -> handful.Backbone:
         "text_cfg": {"width": 512, "heads": 8, "layers": layers},
     }
     model = openclip.build(config)
-    return openclip.wrap("ViT-B-16 (random)", model, open_clip.SimpleTokenizer(), {"size": 32})
+    dtype = {"bf16": "bfloat16"}.get(dtype, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without bf16 instructions it is float32: the table says so
+        return openclip.wrap(
+            "ViT-B-16 (random)", model, open_clip.SimpleTokenizer(), {"size": 32}, device="cpu", dtype=dtype
+        )
 
 
 def class_names(count: int) -> list[str]:
@@ -54,15 +61,19 @@ class PublishedText(nn.Module):
 
     def __init__(self, backbone: handful.Backbone) -> None:
         super().__init__()
-        self.model: Any = copy.deepcopy(backbone.model)
-        for block in self.model.transformer.resblocks:
+        self.model = cast(Any, copy.deepcopy(backbone.model))
+        for block in self.blocks():
             block.attn.batch_first = False
+
+    def blocks(self) -> Any:
+        """The transformer's blocks."""
+        return self.model.transformer.resblocks
 
     def forward(self, prompts: Tensor, tokens: Tensor) -> Tensor:
         """Map embedded prompts `[C, 77, D]` to features `[C, E]`."""
         x = prompts + self.model.positional_embedding
         x = x.permute(1, 0, 2)
-        for block in self.model.transformer.resblocks:
+        for block in self.blocks():
             x = block(x, attn_mask=self.model.attn_mask)
         x = self.model.ln_final(x.permute(1, 0, 2))
         return x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ self.model.text_projection
@@ -98,17 +109,19 @@ def differences(ours: dict[str, Tensor], published: dict[str, Tensor]) -> dict[s
     }
 
 
-def rss() -> int:
-    """Bytes of this process in memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+def status(field: str) -> int:
+    """Bytes of a field of Linux's account of this process."""
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(text.split(f"{field}:")[1].split()[0])
 
 
 def peak(step: Step) -> int:
     """Bytes that one step takes at its peak above what was there before."""
-    before = rss()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model
+    before = status("VmRSS")
     step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return status("VmHWM") - before
 
 
 def peak_of(name: str) -> int:
@@ -119,9 +132,51 @@ def peak_of(name: str) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
-def report(title: str, rows: dict[str, str], facts: dict[str, Any]) -> None:
-    """Print a table, and last one line of JSON."""
-    print(title)
+def options(doc: str | None, classes: int, batch: int, context: int) -> argparse.ArgumentParser:
+    """Give the options that both benchmarks have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, default=classes)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--context", type=int, default=context, help="M, the number of vectors")
+    parser.add_argument("--dtype", choices=["float32", "bf16"], default="float32")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--ours-only", action="store_true", help="where the published does not fit")
+    parser.add_argument("--no-peak", action="store_true", help="don't measure memory")
+    parser.add_argument("--peak", choices=["ours", "published"], help=argparse.SUPPRESS)
+    return parser
+
+
+def measure(title: str, steps: Callable[..., dict[str, Step]], args: argparse.Namespace) -> None:
+    """Time ours and the published step, compare what they give, and print a table and one JSON line."""
+    if args.peak:
+        print(peak(steps(args, args.peak)[args.peak]))
+        return
+    both = steps(args)
+    seconds = alternate(both, args.runs)
+    facts: dict[str, Any] = {"classes": args.classes, "dtype": args.dtype, "ours_s": seconds["ours"]}
+    if args.dtype == "bf16" and not has_bf16(torch.device("cpu")):
+        facts["dtype"] = "float32 (this CPU has no bf16 instructions)"
+    rows = {f"ours, {facts['dtype']}": f"{facts['ours_s']:.3f} s"}
+    if "published" in both:
+        facts |= {"published_s": seconds["published"], "ratio": seconds["published"] / seconds["ours"]}
+        facts |= differences(both["ours"](), both["published"]())
+        rows |= {
+            "published, float32": f"{facts['published_s']:.3f} s",
+            "published over ours": f"{facts['ratio']:.1f}",
+            "largest feature difference": f"{facts['feature_error']:.2g}",
+            "relative gradient difference": f"{facts['gradient_error']:.2g}",
+            "gradient cosine": f"{facts['gradient_cosine']:.6f}",
+        }
+    del both
+    if not args.no_peak:
+        facts["ours_peak_gb"] = peak_of("ours") / 1e9
+        rows["peak above the model, ours"] = f"{facts['ours_peak_gb']:.2f} GB"
+        if not args.ours_only:
+            facts["published_peak_gb"] = peak_of("published") / 1e9
+            facts["peak_ratio"] = facts["published_peak_gb"] / facts["ours_peak_gb"]
+            rows["peak above the model, published"] = f"{facts['published_peak_gb']:.2f} GB"
+            rows["peak, published over ours"] = f"{facts['peak_ratio']:.1f}"
+    print(f"{title}; {torch.get_num_threads()} threads, median of {args.runs}")
     for name, value in rows.items():
-        print(f"  {name:<38} {value}")
+        print(f"  {name:<50} {value}")
     print(json.dumps({key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in facts.items()}))

@@ -114,14 +114,15 @@ def test_a_prompt_does_not_depend_on_its_neighbours(mini: handful.Backbone):
 
 @pytest.mark.parametrize("way", [PrefixPass, PlainPass])
 @pytest.mark.parametrize("images", [0, 3])
-def test_chunks_that_are_computed_again_change_nothing(
-    tiny: handful.Backbone, monkeypatch: pytest.MonkeyPatch, way: type, images: int
+@pytest.mark.parametrize("kept", [0, 30])
+def test_parts_that_are_computed_again_change_nothing(
+    tiny: handful.Backbone, monkeypatch: pytest.MonkeyPatch, way: type, images: int, kept: int
 ):
     prompts = with_context(tiny, NAMES, 4)
     learned = 0.1 * torch.randn(*([images] if images else []), 4, tiny.text.width)
     whole = run(way(tiny, *prompts), learned)
-    for module in ("prefix", "taps"):
-        monkeypatch.setattr(f"handful.towers.{module}.MEMORY", 4 * prefix.FLOATS * 32 * 2 * 10)
+    memory = 4 * prefix.FLOATS * 32 * 2 * kept
+    monkeypatch.setitem(prefix.LIMITS, "cpu", (10, memory))
     small = way(tiny, *prompts)
     assert len(getattr(small, "trees", "12")) > 1
     close(run(small, learned), whole)

@@ -13,6 +13,8 @@ from handful.backbones import Backbone
 from handful.errors import ParameterError, check_integer
 from handful.estimator import FewShotClassifier
 
+CHUNK = 64
+"""Context vectors whose distances to all tokens are in memory together."""
 UNREADABLE = "N/A"
 
 
@@ -52,17 +54,18 @@ def nearest_words(backbone: Backbone, context: Tensor, top: int = 3) -> list[lis
         How many tokens for each vector.
     """
     table = cast(Tensor, backbone.text.embedding.weight).detach().float().cpu()  # type: ignore[union-attr]
-    top = min(check_integer("top", top, 1), len(table))
-    rows, first, counts = np.unique(table.numpy(), axis=0, return_index=True, return_counts=True)
-    distances = torch.cdist(context.float()[None], torch.from_numpy(rows)[None])[0]  # [M, tokens]
-    found = distances.topk(min(top, len(rows)), largest=False)
-    return [
-        [
-            Neighbour(_written(backbone, int(first[row])), float(distance), int(counts[row]))
-            for row, distance in zip(near.tolist(), away, strict=True)
-        ]
-        for near, away in zip(found.indices, found.values.tolist(), strict=True)
-    ]
+    check_integer("top", top, 1)
+    whole_rows = table.numpy().view(np.dtype((np.void, table.shape[1] * 4)))[:, 0]
+    _, first, counts = np.unique(whole_rows, return_index=True, return_counts=True)
+    vectors, top = table[first], min(top, len(first))
+    found: list[list[Neighbour]] = []
+    for part in context.float().split(CHUNK):
+        distances = torch.cdist(part, vectors, compute_mode="donot_use_mm_for_euclid_dist")
+        for near, away in zip(*distances.topk(top, largest=False)[::-1], strict=True):
+            words = [_written(backbone, int(first[row])) for row in near.tolist()]
+            sharing = [int(counts[row]) for row in near.tolist()]
+            found.append([Neighbour(*each) for each in zip(words, away.tolist(), sharing, strict=True)])
+    return found
 
 
 def explain_context(clf: FewShotClassifier, top: int = 3) -> dict[str, list[list[Neighbour]]]:
@@ -86,9 +89,8 @@ def explain_context(clf: FewShotClassifier, top: int = 3) -> dict[str, list[list
         )
     if context.ndim == 2:
         return {"": nearest_words(backbone, context, top)}
-    return {
-        name: nearest_words(backbone, own, top) for name, own in zip(clf.class_names_, context, strict=True)
-    }
+    found, length = nearest_words(backbone, context.flatten(0, 1), top), context.shape[1]
+    return {name: found[i * length : (i + 1) * length] for i, name in enumerate(clf.class_names_)}
 
 
 def _written(backbone: Backbone, token: int) -> str:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.errors import check_integer, unexpected
+from handful.errors import CheckpointError, check_integer, unexpected
 from handful.estimator import FewShotClassifier, Task
 from handful.heads import Head, TextHead
 from handful.prompts import read_words, with_context
@@ -142,6 +142,8 @@ class CoOp(FewShotClassifier):
     def build(self, task: Task, learned: dict[str, Tensor]) -> TextHead:
         """Collapse the prompts to class weights."""
         context = learned["context"].to(task.backbone.device)
+        if context.ndim not in (2, 3) or context.shape[-1] != task.backbone.text.width:
+            raise CheckpointError(f"Got a context of shape {list(context.shape)}, not of this backbone.")
         if context.ndim == 3 and task.features is None:
             raise unexpected("class_specific", True, "False to give a context to other class names")
         weights = self.learner(task, context).class_weights()

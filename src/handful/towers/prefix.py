@@ -13,7 +13,7 @@ CLIP's text tower is causal, so a position never sees what comes after it. There
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +29,10 @@ After = Mapping[int, Callable[[Tensor, Tensor], Tensor]]
 
 FLOATS = 24
 """Numbers, in tower widths, that autograd keeps of a token in a block."""
-MEMORY = 2**30
-"""Bytes that a pass may keep for its backward; beyond them, classes run in chunks that are computed
-again in the backward."""
+LIMITS = {"cpu": (1024, 1536 * 2**20)}
+OTHER_LIMITS = (65536, 16 * 2**30)
+"""By device: tokens that go through the tower together (on a CPU, larger tensors leave its cache and the
+allocator's pool), and bytes that a pass keeps for its backward; parts beyond them are computed again."""
 
 
 class PrefixPass:
@@ -49,9 +50,8 @@ class PrefixPass:
 
     def __init__(self, backbone: Backbone, tokens: Tensor, slots: Tensor) -> None:
         self.backbone, self.tower = backbone, backbone.text
-        node = 4 * FLOATS * self.tower.width * len(self.tower.blocks)
-        self.most = max(MEMORY // node, 1)
-        trees = grow(tokens, slots, self.tower.ends(tokens), self.most)
+        self.part, self.kept = limits(backbone.device, self.tower.width, len(self.tower.blocks))
+        trees = grow(tokens, slots, self.tower.ends(tokens), self.part)
         self.trees = [tree.to(backbone.device) for tree in trees]
         self.order = torch.cat([tree.rows for tree in self.trees]).argsort()
         self._first: dict[int, tuple[Tensor, Tensor]] = {}
@@ -67,21 +67,15 @@ class PrefixPass:
         after
             What to do after a block, for adapters inside the tower.
         """
-        batch = learned if learned is not None and learned.ndim == 3 else None
-        groups = [learned] if batch is None else list(batch.split(max(self.most // len(self.trees[0]), 1)))
-        parts = [(group, tree) for group in groups for tree in self.trees]
-        keep = len(parts) > 1 and torch.is_grad_enabled()
-        found: list[Tensor] = []
+        batch = learned[None] if learned is not None and learned.ndim == 2 else learned
+        groups = [None] if batch is None else batch.split(max(self.part // len(self.trees[0]), 1))
+        parts = [(tree, group, after or {}) for group in groups for tree in self.trees]
+        sizes = [len(tree) * (1 if group is None else len(group)) for tree, group, _ in parts]
         with self.backbone.autocast():
-            for group, tree in parts:
-                found.append(
-                    checkpoint(self._run, tree, group, after or {}, use_reentrant=False)
-                    if keep
-                    else self._run(tree, group, after or {})
-                )
+            found = run_parts(self._run, parts, sizes, self.kept)
         rows = [torch.cat(found[i : i + len(self.trees)], 1) for i in range(0, len(found), len(self.trees))]
         features = torch.cat(rows)[:, self.order].float()
-        return features if batch is not None else features[0]
+        return features if batch is learned is not None else features[0]
 
     def _run(self, tree: Tree, learned: Tensor | None, after: After) -> Tensor:
         """Run one tree through the tower: `[B, P, E]`."""
@@ -110,7 +104,6 @@ class PrefixPass:
         if not len(rows):
             return (words + places)[None]
         assert learned is not None
-        learned = learned if learned.ndim == 3 else learned[None]
         x = words.expand(len(learned), -1, -1).index_copy(1, rows, learned[:, tree.slots[rows]].to(words))
         return x + places
 
@@ -126,6 +119,26 @@ class PrefixPass:
                 constant = self._first[id(tree)] = weight, project(block, x[:1])
         fresh = project(block, x[:, rows])
         return constant[1].to(fresh).expand(len(x), -1, -1).index_copy(1, rows, fresh)
+
+
+def limits(device: torch.device, width: int, blocks: int) -> tuple[int, int]:
+    """Give the most tokens of a part, and the most that are kept for the backward."""
+    part, memory = LIMITS.get(device.type, OTHER_LIMITS)
+    return part, memory // (4 * FLOATS * width * blocks)
+
+
+def run_parts(
+    run: Callable[..., Tensor], parts: list[tuple[Any, ...]], sizes: list[int], kept: int
+) -> list[Tensor]:
+    """Run parts one by one; in the backward, those that are not among the last `kept` tokens run again.
+
+    The last part is the first in the backward, so it is always kept.
+    """
+    found: list[Tensor] = []
+    for number, part in enumerate(parts):
+        fits = number == len(parts) - 1 or sum(sizes[number:]) <= kept or not torch.is_grad_enabled()
+        found.append(run(*part) if fits else checkpoint(run, *part, use_reentrant=False))
+    return found
 
 
 def project(block: Block, x: Tensor) -> Tensor:

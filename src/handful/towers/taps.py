@@ -8,12 +8,11 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.checkpoint import checkpoint
 
 from handful.backbones.base import Backbone
 from handful.backbones.tower import Tower
 from handful.errors import SeamError
-from handful.towers.prefix import FLOATS, MEMORY, After
+from handful.towers.prefix import After, limits, run_parts
 
 Tokens = Callable[[Tensor], Tensor]
 """A function of tokens `[N, L, D]`."""
@@ -108,22 +107,20 @@ class PlainPass:
     def __init__(self, backbone: Backbone, tokens: Tensor, slots: Tensor) -> None:
         self.backbone, self.tower = backbone, backbone.text
         self.tokens, self.slots = tokens.to(backbone.device), slots.to(backbone.device)
-        token = 4 * FLOATS * max(self.tower.width, 1) * max(len(self.tower.blocks), 12)
-        self.most = max(MEMORY // (token * tokens.shape[1]), 1)
+        width, blocks = max(self.tower.width, 1), max(len(self.tower.blocks), 12)
+        self.part, self.kept = limits(backbone.device, width, blocks)
 
     def __call__(self, learned: Tensor | None = None, after: After | None = None) -> Tensor:
         """Give features `[P, E]` for learned vectors `[W, D]`, `[B, P, E]` for `[B, W, D]`."""
         images = [learned] if learned is None or learned.ndim == 2 else list(learned)
-        rows = list(torch.arange(len(self.tokens), device=self.tokens.device).split(self.most))
-        keep = len(images) * len(rows) > 1 and torch.is_grad_enabled()
-        found = [
-            checkpoint(self._run, part, vectors, after or {}, use_reentrant=False)
-            if keep
-            else self._run(part, vectors, after or {})
-            for vectors in images
-            for part in rows
-        ]
-        features = torch.cat(found).float()
+        rows = list(
+            torch.arange(len(self.tokens), device=self.tokens.device).split(
+                max(self.part // self.slots.shape[1], 1)
+            )
+        )
+        parts = [(part, vectors, after or {}) for vectors in images for part in rows]
+        sizes = [part.numel() * self.slots.shape[1] for part, _, _ in parts]
+        features = torch.cat(run_parts(self._run, parts, sizes, self.kept)).float()
         return features if learned is None or learned.ndim == 2 else features.unflatten(0, (len(images), -1))
 
     def _run(self, rows: Tensor, learned: Tensor | None, after: After) -> Tensor:
