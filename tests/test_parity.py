@@ -13,14 +13,19 @@ sys.path.insert(0, str(Path(__file__).parent / "parity"))
 import replay
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["replay.py", str(folder)])
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["replay.py", str(folder), *options])
     return replay.main()
 
 
-def test_golden_values(shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    assert run(shared / "golden", monkeypatch) == 0
-    assert "0 bad" in capsys.readouterr().out
+@pytest.mark.parametrize("options", [[], ["--plain"]], ids=["fast", "plain"])
+def test_golden_values(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str]
+):
+    assert run(shared / "golden", monkeypatch, *options) == 0
+    said = capsys.readouterr().out
+    assert "0 bad" in said
+    assert len([line for line in said.splitlines() if line.startswith("coop.")]) > 80
 
 
 @pytest.mark.parametrize("change", ["off", "uncompared"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_the_published_schedule():
 
 
 def test_epochs_by_shots():
-    assert [epochs_by_shots(10 * k, 10) for k in (1, 2, 4, 8, 16)] == [50, 100, 100, 200, 200]
+    assert [epochs_by_shots(torch.arange(10).repeat(k)) for k in (1, 2, 4, 8, 16)] == [50, 100, 100, 200, 200]
 
 
 @pytest.mark.parametrize(("images", "sizes"), [(75, [32, 32]), (20, [20]), (64, [32, 32])])
@@ -377,3 +378,11 @@ def test_train_gives_the_loss_of_every_step():
     model = nn.Linear(3, 2)
     batch = (torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
     assert len(train(model, lambda: [batch, batch], Recipe(epochs=3), show=True)) == 6
+
+
+@pytest.mark.parametrize("form", ["coop", "cocoop"])
+def test_a_pickled_classifier_predicts_the_same(form: str, mini: handful.Backbone, support: handful.ImageSet):
+    clf = learner(form, mini).fit(support)
+    again = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(again.decision_function(support), clf.decision_function(support))
+    assert clf.decision_function(np.zeros((0, 256), np.float32)).shape == (0, 10)

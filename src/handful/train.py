@@ -68,9 +68,12 @@ class Recipe:
         return self.lr * (1 + math.cos(math.pi * (epoch - late) / self.epochs)) / 2
 
 
-def epochs_by_shots(images: int, classes: int) -> int:
-    """Give CoOp's epochs: 50 for one image per class, 100 up to 4, 200 beyond (methods.md §2.2)."""
-    shots = images / max(classes, 1)
+def epochs_by_shots(labels: Tensor) -> int:
+    """Give CoOp's epochs: 50 at 1 shot, 100 at 2 and 4, 200 at 8 and 16 (methods.md §2.2).
+
+    A support set of unequal classes counts as its mean shots.
+    """
+    shots = len(labels) / max(len(labels.unique()), 1)
     return 50 if shots < 1.5 else 100 if shots < 6 else 200
 
 

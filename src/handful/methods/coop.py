@@ -129,9 +129,8 @@ class CoOp(FewShotClassifier):
     def learn(self, task: Task) -> dict[str, Tensor]:
         """Train the context."""
         labels, source = task.labels, task.source
-        automatic = self.epochs == "auto"
-        epochs = epochs_by_shots(len(labels), len(labels.unique())) if automatic else self.epochs
-        recipe = Recipe(check_integer("epochs", epochs, 1), self.batch_size, self.lr)
+        epochs = epochs_by_shots(labels) if self.epochs == "auto" else self.epochs
+        recipe = Recipe(epochs, self.batch_size, self.lr)
         generator = torch.Generator().manual_seed(check_integer("seed", self.seed))
         model = self.learner(task, self.start(task, generator))
         self.losses_ = train(model, lambda: shuffled(source, labels, recipe.batch_size, generator), recipe)

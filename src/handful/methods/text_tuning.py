@@ -88,9 +88,8 @@ class TextTuning(FewShotClassifier):
         if self.form not in FORMS:
             raise unexpected("form", self.form, f"one of {list(FORMS)}")
         labels, source = task.labels, task.source
-        automatic = self.epochs == "auto"
-        epochs = epochs_by_shots(len(labels), len(labels.unique())) if automatic else self.epochs
-        recipe = Recipe(check_integer("epochs", epochs, 1), self.batch_size, self.lr)
+        epochs = epochs_by_shots(labels) if self.epochs == "auto" else self.epochs
+        recipe = Recipe(epochs, self.batch_size, self.lr)
         generator = torch.Generator().manual_seed(check_integer("seed", self.seed))
         model = TunedText(task.text_weights, self.form, task.scale)
         self.losses_ = train(model, lambda: shuffled(source, labels, recipe.batch_size, generator), recipe)

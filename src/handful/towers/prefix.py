@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from handful.backbones.base import Backbone
-from handful.backbones.tower import Block
+from handful.backbones.tower import Block, Tower
 from handful.towers.tree import Tree, grow
 
 After = Mapping[int, Callable[[Tensor, Tensor], Tensor]]
@@ -49,12 +49,17 @@ class PrefixPass:
     """
 
     def __init__(self, backbone: Backbone, tokens: Tensor, slots: Tensor) -> None:
-        self.backbone, self.tower = backbone, backbone.text
+        self.backbone = backbone
         self.part, self.kept = limits(backbone.device, self.tower.width, len(self.tower.blocks))
         trees = grow(tokens, slots, self.tower.ends(tokens), self.part)
         self.trees = [tree.to(backbone.device) for tree in trees]
         self.order = torch.cat([tree.rows for tree in self.trees]).argsort()
-        self._first: dict[int, tuple[Tensor, Tensor]] = {}
+        self._first: dict[int, tuple[Tensor, int, Tensor]] = {}
+
+    @property
+    def tower(self) -> Tower:
+        """The text tower; never kept, so that a pass pickles as its backbone's name."""
+        return self.backbone.text
 
     def __call__(self, learned: Tensor | None = None, after: After | None = None) -> Tensor:
         """Give features `[P, E]` for learned vectors `[W, D]`, `[B, P, E]` for `[B, W, D]`.
@@ -69,20 +74,21 @@ class PrefixPass:
         """
         batch = learned[None] if learned is not None and learned.ndim == 2 else learned
         groups = [None] if batch is None else batch.split(max(self.part // len(self.trees[0]), 1))
-        parts = [(tree, group, after or {}) for group in groups for tree in self.trees]
-        sizes = [len(tree) * (1 if group is None else len(group)) for tree, group, _ in parts]
+        parts = [(number, group, after or {}) for group in groups for number in range(len(self.trees))]
+        sizes = [len(self.trees[n]) * (1 if group is None else len(group)) for n, group, _ in parts]
         with self.backbone.autocast():
             found = run_parts(self._run, parts, sizes, self.kept)
         rows = [torch.cat(found[i : i + len(self.trees)], 1) for i in range(0, len(found), len(self.trees))]
         features = torch.cat(rows)[:, self.order].float()
-        return features if batch is learned is not None else features[0]
+        return features if learned is not None and learned.ndim == 3 else features[0]
 
-    def _run(self, tree: Tree, learned: Tensor | None, after: After) -> Tensor:
+    def _run(self, number: int, learned: Tensor | None, after: After) -> Tensor:
         """Run one tree through the tower: `[B, P, E]`."""
+        tree = self.trees[number]
         x = self._embed(tree, learned)  # [B, N, D]
         last = len(self.tower.blocks) - 1
         for index, block in enumerate(self.tower.blocks):
-            qkv = project(block, x) if index else self._project_first(block, x, tree)
+            qkv = project(block, x) if index else self._project_first(block, x, number)
             entered, attended = x, attend(qkv, block.heads, tree)
             if index == last:
                 entered, attended = x[:, tree.ends], attended[:, tree.ends]
@@ -107,18 +113,18 @@ class PrefixPass:
         x = words.expand(len(learned), -1, -1).index_copy(1, rows, learned[:, tree.slots[rows]].to(words))
         return x + places
 
-    def _project_first(self, block: Block, x: Tensor, tree: Tree) -> Tensor:
+    def _project_first(self, block: Block, x: Tensor, number: int) -> Tensor:
         """Project the learned rows only; the rest of the first block's q, k, v never changes."""
-        rows = (tree.slots >= 0).nonzero()[:, 0]
+        rows = (self.trees[number].slots >= 0).nonzero()[:, 0]
         weight = block.qkv[0]
         if not x.requires_grad or weight.requires_grad:
             return project(block, x)
-        constant = self._first.get(id(tree))
-        if constant is None or constant[0] is not weight:
+        known = self._first.get(number)
+        if known is None or known[0] is not weight or known[1] != weight._version:
             with torch.no_grad():
-                constant = self._first[id(tree)] = weight, project(block, x[:1])
+                known = self._first[number] = weight, weight._version, project(block, x[:1])
         fresh = project(block, x[:, rows])
-        return constant[1].to(fresh).expand(len(x), -1, -1).index_copy(1, rows, fresh)
+        return known[2].to(fresh).expand(len(x), -1, -1).index_copy(1, rows, fresh)
 
 
 def limits(device: torch.device, width: int, blocks: int) -> tuple[int, int]:

@@ -105,10 +105,15 @@ class PlainPass:
     """
 
     def __init__(self, backbone: Backbone, tokens: Tensor, slots: Tensor) -> None:
-        self.backbone, self.tower = backbone, backbone.text
+        self.backbone = backbone
         self.tokens, self.slots = tokens.to(backbone.device), slots.to(backbone.device)
         width, blocks = max(self.tower.width, 1), max(len(self.tower.blocks), 12)
         self.part, self.kept = limits(backbone.device, width, blocks)
+
+    @property
+    def tower(self) -> Tower:
+        """The text tower; never kept, so that a pass pickles as its backbone's name."""
+        return self.backbone.text
 
     def __call__(self, learned: Tensor | None = None, after: After | None = None) -> Tensor:
         """Give features `[P, E]` for learned vectors `[W, D]`, `[B, P, E]` for `[B, W, D]`."""
