@@ -14,7 +14,8 @@ from sklearn.linear_model import LogisticRegression
 import handful
 from handful.heads import CacheHead
 from handful.methods import find_method
-from handful.selection import best_ratio, folds, search_c
+from handful.search import best_cache, best_ratio
+from handful.selection import folds, search_c
 
 NAMES = ["cat", "dog", "red panda"]
 ENOUGH = {
@@ -196,6 +197,44 @@ def test_the_exact_ratio_is_never_beaten_by_a_fine_grid(seed: int):
     assert accuracy >= max(grid)
     assert accuracy == float(((base + ratio * extra).argmax(1) == labels).double().mean())
     assert 0.1 <= ratio <= 5.0
+
+
+@pytest.mark.parametrize("counts", [[4, 4, 4], [1, 5, 3]])
+def test_the_exact_search_of_a_cache_is_never_beaten_by_a_grid(counts: list[int]):
+    generator = torch.Generator().manual_seed(sum(counts) + counts[0])
+    key_labels = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    key_labels = key_labels[torch.randperm(len(key_labels), generator=generator)]
+    keys, x = (F.normalize(torch.randn(n, 6, generator=generator), dim=-1) for n in (len(key_labels), 300))
+    labels, base = torch.randint(0, 3, (300,), generator=generator), torch.randn(300, 3, generator=generator)
+    hidden = torch.rand(300, len(key_labels), generator=generator) < 0.2
+    betas = [0.5 * i for i in range(1, 41)]
+
+    def nearness(rows: torch.Tensor) -> torch.Tensor:
+        return (x[rows] @ keys.T).masked_fill(hidden[rows], -torch.inf)
+
+    def accuracy(alpha: float, beta: float) -> float:
+        affinity = torch.exp(-beta * (1 - nearness(torch.arange(300))))
+        logits = base + alpha * affinity @ F.one_hot(key_labels, 3).float()
+        return float((logits.argmax(1) == labels).double().mean())
+
+    found = best_cache(base, nearness, key_labels, labels, (0.1, 5.0), betas)
+    assert found.accuracy == pytest.approx(accuracy(found.alpha, found.beta))
+    assert found.accuracy >= max(accuracy(a, b) for a in np.linspace(0.1, 5, 40) for b in betas)
+
+
+def test_the_search_inside_a_support_set_hides_one_whole_shot():
+    from handful.methods.tip_adapter import search_inside
+
+    features, labels, text = toy(shots=5)
+    keys, rows = F.normalize(features, dim=-1), torch.from_numpy(labels)
+    head = CacheHead(text, keys, rows, 100.0, 1.0, 5.0)
+    found = search_inside(head)
+    right = 0
+    for shot in range(5):  # by hand: the classifier without that shot, on that shot
+        out = torch.arange(15) % 5 == shot
+        left = CacheHead(text, keys[~out], rows[~out], 100.0, found.alpha, found.beta)
+        right += int((left.logits(keys[out]).argmax(1) == rows[out]).sum())
+    assert found.accuracy == pytest.approx(right / 15)
 
 
 def test_folds_hold_out_every_image_once_and_leave_every_class():

@@ -1,6 +1,6 @@
 """Choosing hyper-parameters without looking at a test image.
 
-Cross-validation inside the support set, and the exact search over a residual ratio.
+Cross-validation inside the support set; `handful.search` has the exact search over a residual ratio.
 """
 
 from __future__ import annotations
@@ -30,14 +30,20 @@ def folds(labels: NDArray[Any], count: int) -> Iterator[tuple[NDArray[Any], NDAr
     The i-th image of a class goes to fold i modulo `count`, so a draw decides the folds. Gives rows
     to fit on and rows held out. Every class keeps an image to fit on if it has at least two.
     """
-    order = np.zeros(len(labels), dtype=int)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        order[rows] = np.arange(len(rows))
+    order = shot_numbers(torch.as_tensor(labels)).numpy()
     for fold in range(count):
         held_out = order % count == fold
         if held_out.any() and not held_out.all():
             yield np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def shot_numbers(labels: Tensor) -> Tensor:
+    """Give the number of each image `[N]` among the images of its class, from 0."""
+    numbers = torch.zeros_like(labels)
+    for label in labels.unique():
+        rows = labels == label
+        numbers[rows] = torch.arange(int(rows.sum()))
+    return numbers
 
 
 def smallest_class(labels: NDArray[Any]) -> int:
@@ -70,38 +76,3 @@ def search_c(score: Callable[[float], float], steps: int = 8) -> float:
         else:
             kept, right = left, middle
     return kept
-
-
-def best_ratio(base: Tensor, extra: Tensor, labels: Tensor, low: float, high: float) -> tuple[float, float]:
-    """Find the ratio a in [low, high] at which `base + a * extra` is right most often, exactly.
-
-    An image of class y is right where `a (extra_y - extra_c) > base_c - base_y` for every other c:
-    an interval of a. Sweeping the interval ends counts, for every a at once, how many images are
-    right. The answer is the middle of the first stretch with the most.
-
-    Parameters
-    ----------
-    base, extra
-        Logits `[N, C]`.
-    labels
-        `[N]`.
-
-    Returns
-    -------
-    ratio, accuracy
-        The accuracy is between 0 and 1, and reached at that very ratio.
-    """
-    own = labels[:, None]
-    slope = (extra.gather(1, own) - extra).double()  # [N, C]; > 0: a larger ratio helps against c
-    gap = (base - base.gather(1, own)).double()
-    rival = torch.ones_like(slope, dtype=torch.bool).scatter_(1, own, False)
-    starts = (gap / slope).masked_fill(~rival | (slope <= 0), -torch.inf).amax(1).clamp(min=low)
-    ends = (gap / slope).masked_fill(~rival | (slope >= 0), torch.inf).amin(1).clamp(max=high)
-    possible = ~(rival & (slope == 0) & (gap >= 0)).any(1) & (starts < ends)
-    starts, ends = starts[possible].sort().values, ends[possible].sort().values
-    cuts = torch.cat([starts.new_tensor([low, high]), starts, ends]).unique()
-    left = cuts[:-1]  # between two neighbouring cuts nothing changes
-    right_answers = torch.searchsorted(starts, left, right=True) - torch.searchsorted(ends, left, right=True)
-    stretch = int(right_answers.argmax())
-    ratio = float((cuts[stretch] + cuts[stretch + 1]) / 2)
-    return ratio, float(((base + ratio * extra).argmax(1) == labels).double().mean())

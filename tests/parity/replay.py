@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import handful
 from handful.estimator import Task
 from handful.methods import cocoop as methods_cocoop
-from handful.methods import tip_adapter
+from handful.search import best_cache
 from handful.train import Recipe, train
 
 TOLERANCE = 1e-4
@@ -109,10 +109,8 @@ def tip(golden: Golden) -> Found:
     betas = [0.1 + i * (7 - 0.1) / 200 for i in range(200)]
     alphas = (0.1, 0.1 + 19 * (3 - 0.1) / 20)
     base = clf.head_.scale * x @ clf.head_.class_weights.T
-    _, accuracy = tip_adapter.search(
-        clf.head_, base, lambda beta: clf.head_.cache(x, beta), labels, alphas, betas
-    )
-    yield "tip.search", torch.tensor(100 * accuracy, dtype=torch.float64)
+    found = best_cache(base, lambda rows: x[rows] @ clf.head_.keys.T, clf.head_.labels, labels, alphas, betas)
+    yield "tip.search", torch.tensor(100 * found.accuracy, dtype=torch.float64)
 
 
 def tip_classifier(golden: Golden) -> Any:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from handful.backbones import Backbone
 from handful.errors import check_number
 from handful.estimator import FewShotClassifier, Task
 from handful.heads import CacheHead, Head
-from handful.selection import best_ratio, check_selection, folds, smallest_class
+from handful.search import Found, best_cache
+from handful.selection import check_selection, shot_numbers, smallest_class
 
 ALPHA_RANGE = (0.1, 50.0)
 BETAS = tuple(float(beta) for beta in np.linspace(0.5, 20, 40))
-FOLDS = 4
 
 
 class TipAdapter(FewShotClassifier):
@@ -40,7 +40,8 @@ class TipAdapter(FewShotClassifier):
         Sharpness of the affinities.
     selection
         `"fixed"`: alpha and beta as given. `"support"`: by cross-validation inside the support set,
-        whole shots held out, alpha exact for each beta; at one shot the fixed values are used.
+        one whole shot of every class held out at a time, alpha exact for each beta; at one shot the
+        fixed values are used.
     templates
         Of the text classifier.
     views
@@ -80,63 +81,25 @@ class TipAdapter(FewShotClassifier):
         if self.selection == "support":
             shots = smallest_class(task.labels.numpy())
             if shots > 1:
-                head = self._search_inside(head, min(shots, FOLDS))
+                found = search_inside(head)
+                head = replace(head, alpha=found.alpha, beta=found.beta)
             else:
                 self.selection_ = "fixed"
                 self.notes_.append("One image of some class: alpha and beta were not searched.")
         self.selected_ = {"alpha": head.alpha, "beta": head.beta}
         return head
 
-    @staticmethod
-    def _search_inside(head: CacheHead, count: int) -> CacheHead:
-        """Hold out one fold of shots at a time, and search over all held-out images at once."""
-        parts = [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in folds(head.labels.numpy(), count)]
-        rows = torch.cat([out for _, out in parts])
 
-        def held_out_cache(beta: float) -> Tensor:
-            return torch.cat(
-                [
-                    replace(head, keys=head.keys[fit], labels=head.labels[fit]).cache(head.keys[out], beta)
-                    for fit, out in parts
-                ]
-            )
+def search_inside(head: CacheHead) -> Found:
+    """Search on the support set itself, every image without the shot of each class that it belongs to.
 
-        base = head.scale * head.keys[rows] @ head.class_weights.T
-        return search(head, base, held_out_cache, head.labels[rows])[0]
-
-
-def search(
-    head: CacheHead,
-    base: Tensor,
-    cache: Callable[[float], Tensor],
-    labels: Tensor,
-    alphas: tuple[float, float] = ALPHA_RANGE,
-    betas: Sequence[float] = BETAS,
-) -> tuple[CacheHead, float]:
-    """Find the best alpha in a range, exactly, at each of some betas.
-
-    Ties keep the smallest beta, then the smallest stretch of alpha.
-
-    Parameters
-    ----------
-    head
-        The cache.
-    base
-        Zero-shot logits `[N, C]` of the images to choose by.
-    cache
-        Gives their cache logits `[N, C]` for a beta.
-    labels
-        `[N]`.
-    alphas, betas
-        Where to look.
-
-    Returns
-    -------
-    head, accuracy
+    The affinities of the support set with itself are computed once. The i-th image of a class does
+    not see the i-th key of any class: one whole shot is held out at a time.
     """
-    best, best_accuracy = head, -1.0
-    for beta in betas:
-        alpha, accuracy = best_ratio(base, cache(beta), labels, *alphas)
-        if accuracy > best_accuracy:
-            best, best_accuracy = replace(head, alpha=alpha, beta=beta), accuracy
-    return best, best_accuracy
+    shot = shot_numbers(head.labels)
+    base = head.scale * head.keys @ head.class_weights.T
+
+    def nearness(rows: Tensor) -> Tensor:
+        return (head.keys[rows] @ head.keys.T).masked_fill(shot[rows, None] == shot, -math.inf)
+
+    return best_cache(base, nearness, head.labels, head.labels, ALPHA_RANGE, BETAS)

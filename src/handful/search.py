@@ -1,0 +1,157 @@
+"""The exact search over a residual ratio, and with it over the two numbers of a cache.
+
+For logits `base + a extra`, the ratios a at which an image is right are an interval, found from the
+pairwise logit differences in O(C). Sweeping the interval ends counts, for every a in a range at once,
+how many images are right: one sweep in place of a grid of ratios, and no ratio is missed.
+
+A cache's logits are sums of `exp(-beta (1 - A))`. Betas that are evenly spaced need no exponential
+each: the next affinities are the last ones times a constant matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROWS = 256
+"""Images whose affinities stay in the processor's cache through all betas."""
+ANCHOR = 16
+"""Betas after which affinities are computed anew, before rounding adds up."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best numbers of a search, and the accuracy (0 to 1) that is reached at them."""
+
+    alpha: float
+    beta: float
+    accuracy: float
+
+
+def best_ratio(base: Tensor, extra: Tensor, labels: Tensor, low: float, high: float) -> tuple[float, float]:
+    """Find the ratio a in [low, high] at which `base + a * extra` is right most often, exactly.
+
+    Ties keep the first stretch of ratios; the answer is its middle.
+
+    Parameters
+    ----------
+    base, extra
+        Logits `[N, C]`.
+    labels
+        `[N]`.
+
+    Returns
+    -------
+    ratio, accuracy
+        The accuracy is between 0 and 1, and reached at that very ratio.
+    """
+    ratio, _ = sweep(*intervals(gaps(base, labels), extra, labels), low, high)
+    return ratio, float(((base + ratio * extra).argmax(1) == labels).double().mean())
+
+
+def best_cache(
+    base: Tensor,
+    nearness: Callable[[Tensor], Tensor],
+    key_labels: Tensor,
+    labels: Tensor,
+    alphas: tuple[float, float],
+    betas: Sequence[float],
+) -> Found:
+    """Find the best alpha in a range, exactly, at each of some betas, for `base + alpha * cache(beta)`.
+
+    `cache(beta) = exp(-beta (1 - nearness)) @ one_hot(key_labels)` (Tip-Adapter, equation 5). Ties
+    keep the smallest beta, then the first stretch of alpha.
+
+    Parameters
+    ----------
+    base
+        Logits `[N, C]` without the cache.
+    nearness
+        Gives the cosines `[n, NK]` of some rows of images to all keys; -inf hides a key from an image.
+    key_labels, labels
+        `[NK]` and `[N]`.
+    alphas, betas
+        The range of alpha, and the betas to look at, ascending.
+    """
+    index, chunks = _by_class(key_labels, base.shape[1]), torch.arange(len(base)).split(ROWS)
+    starts, ends = (torch.empty(len(betas), len(base), dtype=torch.float64) for _ in range(2))
+    for rows in chunks:
+        gap = gaps(base[rows], labels[rows])
+        for number, extra in enumerate(cache_logits(nearness(rows), index, betas)):
+            starts[number, rows], ends[number, rows] = intervals(gap, extra, labels[rows])
+    claims = [
+        (*sweep(start, end, *alphas), beta) for start, end, beta in zip(starts, ends, betas, strict=True)
+    ]
+    best = Found(claims[0][0], betas[0], -1.0)
+    for alpha, claimed, beta in sorted(claims, key=lambda claim: -claim[1]):
+        if claimed <= best.accuracy * len(base):
+            break  # no later claim is better than what was checked
+        right = 0
+        for rows in chunks:
+            (extra,) = cache_logits(nearness(rows), index, [beta])
+            right += int(((base[rows] + alpha * extra).argmax(1) == labels[rows]).sum())
+        if right > best.accuracy * len(base):
+            best = Found(alpha, beta, right / len(base))
+    return best
+
+
+def cache_logits(nearness: Tensor, index: Tensor, betas: Sequence[float]) -> Iterator[Tensor]:
+    """Give a cache's logits `[N, C]` for each beta; `index [C, K]` names each class's keys, -1 none."""
+    shape = (len(nearness), *index.shape)
+    hidden = torch.full((len(nearness), 1), -math.inf)
+    away = 1 - torch.cat([nearness, hidden], dim=1)[:, index.flatten()]  # -1 takes the last column
+    width, factor, affinity = math.nan, away, away
+    for number, beta in enumerate(betas):
+        step = beta - betas[number - 1]
+        if number % ANCHOR == 0:
+            affinity = torch.exp(-beta * away)
+        else:
+            if not math.isclose(step, width, rel_tol=1e-9):
+                width, factor = step, torch.exp(-step * away)
+            affinity.mul_(factor)
+        yield affinity.view(shape).sum(2)
+
+
+def gaps(base: Tensor, labels: Tensor) -> Tensor:
+    """How far each class is above the true one without the ratio's part, `[N, C]`; itself -inf."""
+    own = labels[:, None]
+    return (base - base.gather(1, own)).double().scatter_(1, own, -math.inf)
+
+
+def intervals(gap: Tensor, extra: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Give where each image's interval of right ratios starts and ends, `[N]` each; empty if inf to -inf.
+
+    An image of class y is right where `a (extra_y - extra_c) > base_c - base_y` for every other c.
+    """
+    slope = (extra.gather(1, labels[:, None]) - extra).double()  # > 0: a larger ratio helps against c
+    bound = gap / slope
+    starts = torch.where(slope > 0, bound, -math.inf).amax(1)
+    ends = torch.where(slope < 0, bound, math.inf).amin(1)
+    never = ((slope == 0) & (gap >= 0)).any(1)
+    return starts.masked_fill(never, math.inf), ends.masked_fill(never, -math.inf)
+
+
+def sweep(starts: Tensor, ends: Tensor, low: float, high: float) -> tuple[float, int]:
+    """Give the middle of the first stretch of [low, high] that most intervals cover, and how many do."""
+    starts, ends = starts.clamp(min=low), ends.clamp(max=high)
+    possible = starts < ends
+    starts, ends = starts[possible].sort().values, ends[possible].sort().values
+    cuts = torch.cat([starts.new_tensor([low, high]), starts, ends]).unique()
+    left = cuts[:-1]  # between two neighbouring cuts nothing changes
+    covering = torch.searchsorted(starts, left, right=True) - torch.searchsorted(ends, left, right=True)
+    stretch = int(covering.argmax())
+    return float((cuts[stretch] + cuts[stretch + 1]) / 2), int(covering[stretch])
+
+
+def _by_class(labels: Tensor, classes: int) -> Tensor:
+    """Rows of each class, `[C, K]`, filled up with -1."""
+    counts = torch.bincount(labels, minlength=classes)
+    order = labels.argsort(stable=True)
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    index = torch.full((classes, max(int(counts.max()), 1)), -1)
+    index[labels[order], place] = order
+    return index
