@@ -71,7 +71,7 @@ def test_every_room_has_a_floor():
     [
         ("heads.py", "from handful.estimator import Task"),
         ("backbones/openclip.py", "from handful.data.images import decode"),
-        ("methods/zero_shot.py", "from handful.methods.tip_adapter import search_inside"),
+        ("methods/zero_shot.py", "from handful.methods.tip_adapter import TipAdapter"),
         ("features/store.py", "import handful.cli"),
         ("prompts.py", "from handful import protocols"),
         ("towers/prefix.py", "from handful.prompts import with_context"),

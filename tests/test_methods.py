@@ -14,8 +14,8 @@ from sklearn.linear_model import LogisticRegression
 import handful
 from handful.heads import CacheHead
 from handful.methods import find_method
-from handful.search import best_cache, best_ratio
-from handful.selection import folds, search_c
+from handful.search import best_cache, best_cache_inside, best_ratio
+from handful.selection import folds, search_c, shot_numbers
 
 NAMES = ["cat", "dog", "red panda"]
 ENOUGH = {
@@ -223,12 +223,9 @@ def test_the_exact_search_of_a_cache_is_never_beaten_by_a_grid(counts: list[int]
 
 
 def test_the_search_inside_a_support_set_hides_one_whole_shot():
-    from handful.methods.tip_adapter import search_inside
-
     features, labels, text = toy(shots=5)
     keys, rows = F.normalize(features, dim=-1), torch.from_numpy(labels)
-    head = CacheHead(text, keys, rows, 100.0, 1.0, 5.0)
-    found = search_inside(head)
+    found = best_cache_inside(100 * keys @ text.T, keys, rows, shot_numbers(rows))
     right = 0
     for shot in range(5):  # by hand: the classifier without that shot, on that shot
         out = torch.arange(15) % 5 == shot

@@ -16,6 +16,7 @@ from test_backbones import RESNET, SIGLIP
 from torch import nn
 
 import handful
+from handful import checkpoint
 from handful.analysis.words import explain_context, nearest_words
 from handful.estimator import Task
 from handful.methods.cocoop import ConditionalPromptLearner, MetaNet
@@ -216,7 +217,8 @@ def test_what_was_learned_serves_other_names(
         loaded = handful.load(tmp_path / place, mini, class_names=turned)
         np.testing.assert_array_equal(loaded.decision_function(support), there.decision_function(support))
         assert loaded.class_names_ == turned
-        assert "Learned on other classes" in loaded.notes_[-1]
+        assert loaded.with_classes(["x", "y"]).learned_on_ == list(support.class_names)
+        assert loaded.shots_ == clf.shots_
     assert not any(name == "class_weights" for name in load_file(tmp_path / "learned.safetensors"))
 
 
@@ -251,7 +253,7 @@ def test_a_file_of_learned_things_that_is_not_one(
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(handful.CheckpointError, match="is not what clf"):
         handful.load(path, class_names=["a"])
-    with pytest.raises(handful.ParameterError, match="learns nothing apart"):
+    with pytest.raises(handful.ParameterError, match="knows its classes from their images"):
         handful.TipAdapter(mini).fit(support).save_learned(path)
 
 
@@ -315,6 +317,7 @@ LONG = "very " * 60 + "long name"
         ({"position": "left"}, ["a", "b"], handful.ParameterError, "position='left'"),
         ({"epochs": 0}, ["a", "b"], handful.ParameterError, "epochs=0"),
         ({"lr": -1}, ["a", "b"], handful.ParameterError, "lr=-1"),
+        ({"lr": 1e45}, ["a", "b"], handful.ParameterError, r"lr=1e\+45"),
         ({"batch_size": 0}, ["a", "b"], handful.ParameterError, "batch_size=0"),
         ({"seed": "x"}, ["a", "b"], handful.ParameterError, "seed='x'"),
     ],
@@ -386,3 +389,128 @@ def test_a_pickled_classifier_predicts_the_same(form: str, mini: handful.Backbon
     again = pickle.loads(pickle.dumps(clf))
     np.testing.assert_array_equal(again.decision_function(support), clf.decision_function(support))
     assert clf.decision_function(np.zeros((0, 256), np.float32)).shape == (0, 10)
+
+
+# -- what a hostile reader found ---------------------------------------------------------------------
+
+
+def test_another_backbone_since_the_fit_is_refused(
+    mini: handful.Backbone, support: handful.ImageSet, tmp_path: Path
+):
+    config = TINY | {"embed_dim": 256}
+    other = handful.load_backbone(*write_model(tmp_path, config), device="cpu")
+    clf = learner("coop", mini).fit(support)
+    clf.set_params(backbone=other)
+    for use in (clf.predict, lambda _: explain_context(clf), lambda _: clf.with_classes(["a"])):
+        with pytest.raises(handful.FingerprintError):
+            use(support)
+    assert clf.info()["backbone"]["name"] == "mini"
+    assert clf.fit(support).predict(support).shape == (len(support),)
+
+
+@pytest.mark.parametrize("method", [handful.CoOp, handful.CoCoOp])
+def test_a_last_step_that_leaves_the_numbers_is_no_fit(method: type, tiny: handful.Backbone):
+    features = np.eye(2, 16, dtype=np.float32)
+    clf = method(tiny, epochs=2, lr=1e38, batch_size=2, views=0)  # the first epoch is at 1e-5
+    with pytest.raises(handful.TrainingError, match="lower it"):
+        clf.fit(features, [0, 1], class_names=["a", "b"])
+
+
+@pytest.mark.parametrize("method", [handful.CoOp, handful.CoCoOp, handful.TextTuning])
+def test_features_of_another_width(method: type, tiny: handful.Backbone):
+    with pytest.raises(handful.DataError, match="features 7 wide"):
+        method(tiny).fit(np.eye(2, 7, dtype=np.float32), [0, 1], class_names=["a", "b"])
+
+
+def test_numbers_of_numpy_are_numbers(tiny: handful.Backbone, tmp_path: Path):
+    clf = handful.CoOp(tiny, epochs=np.int64(2), batch_size=np.int64(4), seed=np.int32(3), views=0)
+    fit(clf, task(tiny)).save(tmp_path / "saved")
+    assert handful.load(tmp_path / "saved", tiny).selected_ == {"epochs": 2}
+    with pytest.raises(handful.ParameterError, match="seed="):
+        fit(handful.CoOp(tiny, seed=2**70), task(tiny))
+
+
+SPOILT = {
+    "missing": lambda tensors, facts: tensors.clear(),
+    "extra": lambda tensors, facts: tensors.update(more=torch.zeros(2)),
+    "integer": lambda tensors, facts: tensors.update({k: v.long() for k, v in tensors.items()}),
+    "nan": lambda tensors, facts: next(iter(tensors.values())).fill_(torch.nan),
+    "one dimension": lambda tensors, facts: tensors.update({k: v.flatten() for k, v in tensors.items()}),
+    "width": lambda tensors, facts: tensors.update({k: v[..., :-1] for k, v in tensors.items()}),
+    "names": lambda tensors, facts: facts.update(class_names=[1, 2]),
+    "no backbone": lambda tensors, facts: facts.update(backbone={}),
+    "form": lambda tensors, facts: facts["parameters"].update(form=["transform"]),
+    "specific": lambda tensors, facts: facts["parameters"].update(class_specific=True),
+    "notes": lambda tensors, facts: facts.update(learned_on="x"),
+}
+
+
+@pytest.mark.parametrize("form", ["coop", "cocoop", "text-tuning"])
+@pytest.mark.parametrize("spoil", sorted(SPOILT))
+def test_spoilt_learned_files(form: str, spoil: str, tiny: handful.Backbone, tmp_path: Path):
+    clf = fit(learner(form, tiny).set_params(epochs=1), task(tiny))
+    tensors, facts = clf.learned(), clf.info()
+    SPOILT[spoil](tensors, facts)
+    checkpoint.write_learned(tmp_path / "spoilt.safetensors", tensors, facts)
+    with pytest.raises((handful.CheckpointError, handful.ParameterError)):
+        handful.load(tmp_path / "spoilt.safetensors", tiny, class_names=["x", "y"])
+
+
+@pytest.mark.parametrize("shape", [(9, 192), (2, 9, 192), (4, 7), (10, 3, 4, 192)])
+def test_a_context_that_does_not_fit_its_classes(
+    mini: handful.Backbone, support: handful.ImageSet, tmp_path: Path, shape: tuple[int, ...]
+):
+    clf = learner("coop-csc-middle", mini).fit(support)
+    tensors = clf.head_.tensors() | {"context": torch.zeros(shape)}
+    checkpoint.write(tmp_path / "model", tensors, clf.info())
+    with pytest.raises(handful.CheckpointError, match="context"):
+        handful.load(tmp_path / "model", mini)
+
+
+def test_what_was_learned_is_not_shared(tiny: handful.Backbone):
+    clf = fit(handful.CoOp(tiny, epochs=1), task(tiny))
+    there = clf.with_classes(["x", "y"])
+    clf.learned()["context"].zero_()
+    assert clf.learned()["context"].any()
+    assert there.learned()["context"].any()
+
+
+def test_notes_tell_what_was_learned_where(tiny: handful.Backbone, tmp_path: Path):
+    clf = fit(handful.CoOp(tiny, epochs=1), task(tiny))
+    assert "views=8 was not used" in clf.notes_[0]
+    assert clf.with_classes(NAMES).learned_on_ == []
+    there = clf.with_classes(["x", "y"]).with_classes(["up", "down"])
+    assert there.learned_on_ == list(NAMES)
+    there.save(tmp_path / "there")
+    assert "of other classes: cat, red panda" in (tmp_path / "there/README.md").read_text()
+    zero = handful.ZeroShot(tiny).fit(class_names=["a"]).with_classes(["b"])
+    assert (zero.learned_on_, zero.notes_) == ([], [])
+
+
+def test_class_weights_that_were_given_are_remembered(tiny: handful.Backbone):
+    given = task(tiny)
+    clf = handful.TextTuning(tiny, epochs=1, views=0)
+    clf.fit(given.features, given.labels.numpy(), class_names=NAMES, class_weights=np.eye(3, 16))
+    assert clf.info()["templates"] == []
+    with pytest.raises(handful.ParameterError, match="class weights that were given"):
+        clf.with_classes(["x", "y"])
+
+
+def test_any_file_name_will_do(tiny: handful.Backbone, tmp_path: Path):
+    clf = fit(handful.CoOp(tiny, epochs=1), task(tiny))
+    clf.save_learned(tmp_path / "ctx")
+    assert handful.load(tmp_path / "ctx", tiny, class_names=["x"]).class_names_ == ("x",)
+    clf.save(tmp_path / "birds.safetensors")
+    assert handful.load(tmp_path / "birds.safetensors", tiny).class_names_ == NAMES
+    with pytest.raises(handful.ParameterError, match="class_specific"):
+        fit(handful.CoOp(tiny, epochs=1, class_specific=True), given := task(tiny)).save_learned("x")
+    assert given
+
+
+@pytest.mark.parametrize("name", ["Yahoo!", "foo'..", "U.S.A.", "what?"])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_punctuation_does_not_swallow_the_period(mini: handful.Backbone, name: str, position: str):
+    tokens, slots = with_context(mini, [name, "cat"], 4, position)
+    end = int(tokens[0].argmax())
+    assert (slots[0] >= 0).nonzero().max() < end
+    assert sorted(slots[0][slots[0] >= 0].tolist()) == [0, 1, 2, 3]

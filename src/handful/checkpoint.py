@@ -167,7 +167,12 @@ def model_card(facts: dict[str, Any]) -> str:
         "A few-shot classifier made by handful. Load it with `handful.load(folder)`.",
         f"- backbone: `{backbone['name']}` (fingerprint `{str(backbone['fingerprint'])[:16]}`), not in here",
         f"- support set: {sum(facts.get('shots', []))} images, "
-        + (f"{shots[0]} to {shots[-1]} per class" if shots else "none (zero-shot)"),
+        + (f"{shots[0]} to {shots[-1]} per class" if shots else "none (zero-shot)")
+        + (
+            f", of other classes: {', '.join(map(str, facts['learned_on'][:20]))}"
+            if facts.get("learned_on")
+            else ""
+        ),
         f"- hyper-parameters: selection `{facts['selection']}`, {facts.get('selected') or 'none selected'}",
         f"- parameters: `{json.dumps(facts['parameters'])}`",
         f"- templates: {facts.get('templates') or 'none'}",

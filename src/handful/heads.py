@@ -18,6 +18,8 @@ from torch import Tensor
 from handful.backbones.base import Backbone
 from handful.errors import CheckpointError, ParameterError, check_number
 
+Shapes = dict[str, tuple[int | str, ...]]
+"""Expected shapes by tensor name; a letter stands for any size, the same wherever it stands."""
 CHUNK = 16_384
 """Cached keys that a cache head looks at together: bounds the memory over a million keys."""
 
@@ -104,19 +106,12 @@ class TextHead(CosineHead):
         """`class_weights [C, E]`, and what was learned, by the method's own names."""
         return super().tensors() | self.learned
 
-    def settings(self) -> dict[str, Any]:
-        """`scale`, and the names of what was learned."""
-        return super().settings() | {"learned": sorted(self.learned)}
-
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
         """Check and build."""
-        names = settings.get("learned")
-        if not isinstance(names, list) or not {"class_weights", *map(str, names)} == tensors.keys():
-            raise CheckpointError(f"Got tensors {sorted(tensors)}, expected class_weights and {names}.")
-        learned = {name: tensors[str(name)] for name in names}
-        shapes: dict[str, tuple[int | str, ...]] = {name: tuple(t.shape) for name, t in learned.items()}
-        expect(tensors, {"class_weights": (len(place.class_names), "E"), **shapes})
+        learned = {name: value for name, value in tensors.items() if name != "class_weights"}
+        shapes: Shapes = {name: tuple(value.shape) for name, value in learned.items()}
+        expect(tensors, shapes | {"class_weights": (len(place.class_names), "E")})
         return cls(tensors["class_weights"], number(settings, "scale"), learned)
 
 
@@ -205,7 +200,7 @@ class CacheHead:
         return cls(tensors["class_weights"], tensors["keys"], labels, **numbers)
 
 
-def expect(tensors: dict[str, Tensor], shapes: dict[str, tuple[int | str, ...]]) -> None:
+def expect(tensors: dict[str, Tensor], shapes: Shapes) -> None:
     """Check names, shapes (letters must agree with each other), dtypes and finiteness."""
     if tensors.keys() != shapes.keys():
         raise CheckpointError(f"Got tensors {sorted(tensors)}, expected {sorted(shapes)}.")

@@ -107,7 +107,10 @@ def with_context(
             "class_names", words[longest], f"names of at most {room - length} tokens beside {length} context "
             f"vectors, this one has {counts[longest]}", "Shorten the name, or learn fewer vectors.",
         )  # fmt: skip
-    tokens = backbone.tokenize([f"{' '.join([PLACEHOLDER] * length)} {word}." for word in words])
+    stem = " ".join([PLACEHOLDER] * length)
+    merged = [backbone.count_tokens(f"{word}.") != n + 1 for word, n in zip(words, counts, strict=True)]
+    ends = [" ." if apart and position != "end" else "." for apart in merged]  # "Yahoo!." has one token "!."
+    tokens = backbone.tokenize([f"{stem} {word}{end}" for word, end in zip(words, ends, strict=True)])
     lead = _specials_before(backbone)
     vectors = torch.arange(length)
     before = {"end": length, "middle": length // 2, "front": 0}[position]

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ALPHAS = (0.1, 50.0)
+BETAS = tuple(0.5 * number for number in range(1, 41))
+"""Where to look for a cache's numbers: as wide as the widest range of the published code."""
 ROWS = 256
 """Images whose affinities stay in the processor's cache through all betas."""
 ANCHOR = 16
@@ -97,6 +100,37 @@ def best_cache(
         if right > best.accuracy * len(base):
             best = Found(alpha, beta, right / len(base))
     return best
+
+
+def best_cache_inside(
+    base: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    groups: Tensor,
+    alphas: tuple[float, float] = ALPHAS,
+    betas: Sequence[float] = BETAS,
+) -> Found:
+    """Find a cache's best alpha and beta on the support set that made it, with no other images.
+
+    An image sees no key of its own group: with the number of each image in its class for a group, one
+    whole shot of every class is held out at a time.
+
+    Parameters
+    ----------
+    base
+        Logits `[NK, C]` of the support set without the cache.
+    keys
+        `[NK, E]`, rows of unit norm.
+    labels, groups
+        `[NK]`.
+    alphas, betas
+        The range of alpha, and the betas to look at, ascending.
+    """
+
+    def nearness(rows: Tensor) -> Tensor:
+        return (keys[rows] @ keys.T).masked_fill(groups[rows, None] == groups, -math.inf)
+
+    return best_cache(base, nearness, labels, labels, alphas, betas)
 
 
 def cache_logits(nearness: Tensor, index: Tensor, betas: Sequence[float]) -> Iterator[Tensor]:

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handful.errors import TrainingError, check_integer, check_number
+from handful.errors import TrainingError, check_integer, check_number, unexpected
 from handful.progress import bar
 
+LARGEST = 1e38
+"""What float32 can still hold."""
 Batch = tuple[Tensor, Tensor]
 """Inputs `[B, ...]` and labels `[B]`."""
 
@@ -52,9 +54,11 @@ class Recipe:
     warmup_lr: float | None = 1e-5
 
     def __post_init__(self) -> None:
-        check_integer("epochs", self.epochs, 1)
-        check_integer("batch_size", self.batch_size, 1)
-        check_number("lr", self.lr, 0, above=True)
+        object.__setattr__(self, "epochs", check_integer("epochs", self.epochs, 1))
+        object.__setattr__(self, "batch_size", check_integer("batch_size", self.batch_size, 1))
+        object.__setattr__(self, "lr", check_number("lr", self.lr, 0, above=True))
+        if self.lr > LARGEST:
+            raise unexpected("lr", self.lr, f"a number up to {LARGEST:g}")
 
     def learning_rate(self, epoch: int) -> float:
         """Give the learning rate during an epoch, counted from 0 (methods.md §0.4).
@@ -75,6 +79,13 @@ def epochs_by_shots(labels: Tensor) -> int:
     """
     shots = len(labels) / max(len(labels.unique()), 1)
     return 50 if shots < 1.5 else 100 if shots < 6 else 200
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Give a generator for a seed."""
+    if not -(2**63) <= check_integer("seed", seed) < 2**63:
+        raise unexpected("seed", seed, "an integer of 64 bits")
+    return torch.Generator().manual_seed(int(seed))
 
 
 def shuffled(source: Source, labels: Tensor, size: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -109,7 +120,7 @@ def train(
     Raises
     ------
     TrainingError
-        A loss is NaN or infinite; the model is left as it was before that step.
+        A loss, or what the last step left, is NaN or infinite.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(
@@ -133,4 +144,11 @@ def train(
                 loss.backward()
                 optimizer.step()
             advance(1, note=f"loss {sum(losses[first:]) / (len(losses) - first):.3f}")
+    with torch.no_grad():  # no loss has seen the last step
+        learned = [*parameters, model(inputs.to(device))]
+    if not all(bool(torch.isfinite(values).all()) for values in learned):
+        raise TrainingError(
+            f"What was learned became NaN or infinite (last loss: {losses[-1] if losses else 'none'}). Got "
+            f"lr={recipe.lr:g}, expected one at which it converges: lower it."
+        )
     return losses

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.errors import ParameterError, check_integer
+from handful.errors import ParameterError, check_integer, unexpected
 from handful.estimator import FewShotClassifier
 
 CHUNK = 64
@@ -55,6 +55,10 @@ def nearest_words(backbone: Backbone, context: Tensor, top: int = 3) -> list[lis
     """
     table = cast(Tensor, backbone.text.embedding.weight).detach().float().cpu()  # type: ignore[union-attr]
     check_integer("top", top, 1)
+    if context.ndim != 2 or context.shape[1] != table.shape[1] or not torch.isfinite(context).all():
+        raise unexpected(
+            "context", list(context.shape), f"finite vectors [M, {table.shape[1]}] of this backbone"
+        )
     whole_rows = table.numpy().view(np.dtype((np.void, table.shape[1] * 4)))[:, 0]
     _, first, counts = np.unique(whole_rows, return_index=True, return_counts=True)
     vectors, top = table[first], min(top, len(first))

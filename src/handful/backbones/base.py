@@ -105,7 +105,7 @@ class Backbone:
         The same seed gives the same view; the global random state is left as it was.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's alone, which fork_rng gives back
             return self.augment(scale)(image)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:

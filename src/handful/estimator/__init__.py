@@ -20,13 +20,14 @@ from handful import checkpoint
 from handful.backbones import Backbone, load_backbone
 from handful.data.sets import ImageSet, clean_name
 from handful.errors import DataError, FingerprintError, NotFitted, ParameterError, unexpected
-from handful.estimator.inputs import Task, read_class_weights, read_labels
+from handful.estimator.inputs import Task, is_encoded, read_class_weights, read_labels
 from handful.estimator.keeping import describe, for_classes, restore
 from handful.features import CROP_SCALE, Features, encode
 from handful.features.online import Online
-from handful.heads import CosineHead, Head
+from handful.heads import CosineHead, Head, Shapes
 from handful.metrics import accuracy
 from handful.prompts import class_weights as text_classifier
+from handful.prompts import resolve_templates
 from handful.types import ImageLike, Labels
 
 SCALE = 100.0
@@ -78,10 +79,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def build(self, task: Task, learned: dict[str, Tensor]) -> Head:
         """Make the head for the task's class names from what was learned."""
-        raise ParameterError(
-            f"{type(self).__name__} knows its classes from their images: it can't take other class names "
-            "without any. Fit it on images of the new classes."
-        )
+        raise NotImplementedError
+
+    def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:
+        """Shapes of what `learn` gives; letters for what only the backbone knows."""
+        return {}
+
+    def check_transfer(self) -> None:
+        """Refuse to serve other class names, where what was learned belongs to its classes."""
+        if type(self).build is FewShotClassifier.build:
+            raise ParameterError(
+                f"{type(self).__name__} knows its classes from their images: it can't take other class "
+                "names without any. Fit it on images of the new classes."
+            )
 
     # -- fitting ---------------------------------------------------------------------------------
 
@@ -119,13 +129,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if features is not None and len(features) != len(rows):
             raise DataError(f"Got {len(features)} images and {len(rows)} labels, expected as many.")
         width = features.values.shape[-1] if isinstance(features, Features) else 0
-        if width and text is not None and width != text.shape[1]:
+        joint = text.shape[1] if text is not None else 0
+        if self.uses_tower and backbone is not None:
+            joint = backbone.joint_width
+        if width and joint and width != joint:
             raise DataError(
-                f"Got features {width} wide and class weights {text.shape[1]} wide, expected one joint space."
+                f"Got features {width} wide and class weights {joint} wide, expected one joint space."
             )
         scale = SCALE if backbone is None else backbone.scale
         fitted = clone(self)  # so that a fit that fails leaves the last one whole
         fitted.selection_, fitted.selected_, fitted.notes_, fitted.losses_ = self.selection, {}, [], []
+        fitted.learned_on_, fitted.templates_ = [], self._templates(class_weights)
+        if getattr(self, "views", 0) and is_encoded(images):
+            fitted.notes_.append(f"views={getattr(self, 'views', 0)} was not used: features were given.")
         fitted.head_ = fitted.fit_head(Task(features, rows, names, text, scale, backbone))
         fitted.shots_ = [] if images is None else np.bincount(rows.numpy(), minlength=len(names)).tolist()
         fitted.fingerprint_ = backbone.fingerprint if backbone else features.fingerprint if features else ""
@@ -142,8 +158,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return for_classes(type(self), self.learned(), self.info(), self.loaded_backbone(), class_names)
 
     def learned(self) -> dict[str, Tensor]:
-        """Give the tensors that were learned apart from the class names, as `save_learned` writes them."""
-        return {k: v for k, v in self.fitted_head().tensors().items() if k != "class_weights"}
+        """Give the tensors that can serve other class names, as `save_learned` writes them.
+
+        Raises
+        ------
+        ParameterError
+            There are none: the method knows its classes from their images.
+        """
+        tensors = self.fitted_head().tensors()
+        self.check_transfer()
+        learned = {name: value.clone() for name, value in tensors.items() if name != "class_weights"}
+        if learned and self.uses_text and not self.uses_tower and not self.templates_:
+            raise ParameterError(
+                "This was learned on class weights that were given, and other names have none of that kind. "
+                "Fit without class_weights."
+            )
+        return learned
 
     def _take(self, fitted: Self, names: tuple[str, ...], classes: NDArray[Any]) -> Self:
         """Take over what a fit found, all at once."""
@@ -152,6 +182,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.selected_: dict[str, Any] = fitted.selected_
         self.notes_: list[str] = fitted.notes_
         self.losses_: list[float] = fitted.losses_
+        self.learned_on_: list[str] = fitted.learned_on_
+        self.templates_: list[str] = fitted.templates_
         self.shots_: list[int] = fitted.shots_
         self.fingerprint_: str = fitted.fingerprint_
         self.fitted_with_: dict[str, Any] = fitted.get_params(deep=False)
@@ -190,7 +222,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _encode(self, images: Any, training: bool = False, cache: bool = True) -> Any:
         """Give features for anything that predict or fit takes."""
         is_bytes = isinstance(images, np.ndarray) and images.dtype == np.uint8
-        if isinstance(images, np.ndarray | Tensor) and images.ndim == 2 and not is_bytes:
+        if not isinstance(images, Features) and is_encoded(images):
             return Features.from_array(images)
         if isinstance(images, Features):
             wanted = "" if training else getattr(self, "fingerprint_", "")
@@ -202,7 +234,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         lone_array = is_bytes and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)))
         if isinstance(images, str | Path) or hasattr(images, "getexif") or lone_array:
             images = [images]
-        backbone = self.loaded_backbone()
+        if not training and hasattr(self, "head_"):
+            backbone = self.loaded_backbone()
+        else:
+            found = self._backbone(needed=True)
+            assert found is not None
+            backbone = found
         views = getattr(self, "views", 0) if training else 0
         if views == "online" and self.trains:
             items = images.items if isinstance(images, ImageSet) else images
@@ -295,16 +332,34 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             The method learns nothing that other class names could use.
         """
         learned, facts = self.learned(), self.info()
-        if not learned or type(self).build is FewShotClassifier.build:
+        if not learned:
             raise ParameterError(f"{type(self).__name__} learns nothing apart from its classes: use save.")
         checkpoint.write_learned(Path(path), learned, facts)
         return Path(path)
 
     def loaded_backbone(self) -> Backbone:
-        """Give the backbone, loaded; an error if there is none."""
+        """Give the backbone that this was fitted on, loaded.
+
+        Raises
+        ------
+        FingerprintError
+            `set_params` gave another one since.
+        """
+        self.fitted_head()
         backbone = self._backbone(needed=True)
         assert backbone is not None
+        if self.fingerprint_ and backbone.fingerprint != self.fingerprint_:
+            raise FingerprintError(
+                f"This was fitted on another backbone than {backbone.name!r}. Fit it again, or set the "
+                "backbone back."
+            )
         return backbone
+
+    def _templates(self, class_weights: Any) -> list[str]:
+        """Give the templates that the text classifier is made with; none where it is not."""
+        if class_weights is not None or not self.uses_text or self.uses_tower:
+            return []
+        return list(resolve_templates(getattr(self, "templates", "default")))
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key != "_loaded"}

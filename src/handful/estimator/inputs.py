@@ -75,6 +75,13 @@ class Task:
         return self.text
 
 
+def is_encoded(images: object) -> bool:
+    """Whether images come as features: `Features`, or an array `[N, E]` that holds no bytes."""
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim == 2 and images.dtype not in (np.uint8, torch.uint8)
+    return isinstance(images, Features)
+
+
 def read_labels(
     images: object, labels: Labels | None, class_names: Sequence[str] | None, uses_text: bool
 ) -> tuple[tuple[str, ...], Tensor, NDArray[Any]]:

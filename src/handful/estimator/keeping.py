@@ -17,8 +17,7 @@ from handful.backbones import Backbone
 from handful.data.sets import check_names
 from handful.errors import CheckpointError, FingerprintError
 from handful.estimator.inputs import Task
-from handful.heads import Place
-from handful.prompts import resolve_templates
+from handful.heads import Place, expect
 
 if TYPE_CHECKING:
     from handful.estimator import FewShotClassifier
@@ -30,19 +29,19 @@ VERSIONS_OF = ("handful", "torch", "open_clip_torch", "scikit-learn")
 def describe(clf: FewShotClassifier) -> dict[str, Any]:
     """Give what is known of a fitted classifier, as a checkpoint stores it."""
     head = clf.fitted_head()
-    backbone = clf.backbone if isinstance(clf.backbone, str | None) else clf.backbone.name
-    parameters = {key: value for key, value in clf.fitted_with_.items() if key != "backbone"}
-    templates = resolve_templates(parameters.get("templates", "default"))
+    parameters = dict(clf.fitted_with_)
+    backbone = parameters.pop("backbone")
     return {
         "method": clf.method or f"{type(clf).__module__}:{type(clf).__qualname__}",
         "parameters": json.loads(json.dumps(parameters, default=_plain)),
         "class_names": list(clf.class_names_),
         "classes": clf.classes_.tolist(),
         "shots": clf.shots_,
-        "backbone": {"name": backbone, "fingerprint": clf.fingerprint_},
-        "templates": list(templates) if clf.uses_text and not clf.uses_tower else [],
+        "learned_on": clf.learned_on_,
+        "backbone": {"name": getattr(backbone, "name", backbone), "fingerprint": clf.fingerprint_},
+        "templates": clf.templates_,
         "selection": clf.selection_,
-        "selected": clf.selected_,
+        "selected": json.loads(json.dumps(clf.selected_, default=_plain)),
         "notes": clf.notes_,
         "head": {"kind": head.kind, "needs": head.needs, **head.settings()},
         "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -74,6 +73,9 @@ def restore(
         raise CheckpointError("Expected as many different classes as class names, texts or integers.")
     clf = _unfitted(cls, facts, backbone)
     clf.class_names_, clf.classes_ = tuple(names), np.array(classes)
+    shapes = clf.learned_shapes(len(names), backbone)
+    if shapes:
+        expect({name: tensor for name, tensor in tensors.items() if name != "class_weights"}, shapes)
     clf.head_ = cls.head_type.restore(tensors, facts["head"], Place(clf.class_names_, backbone))
     return clf
 
@@ -86,10 +88,17 @@ def for_classes(
     class_names: Sequence[str],
 ) -> Classifier:
     """Build a classifier for some class names from what was learned on others, and saved alone or not."""
-    names = check_names(class_names)
+    names, before = check_names(class_names), facts["class_names"]
     clf = _unfitted(cls, facts, backbone)
-    clf.class_names_, clf.classes_, clf.shots_ = names, np.array(names), []
-    clf.notes_ = [*clf.notes_, f"Learned on other classes: {', '.join(facts['class_names'][:10])}."]
+    if not before or not all(isinstance(name, str) for name in before):
+        raise CheckpointError(f"Expected the class names it was learned on, got {before!r}.")
+    if not clf.fingerprint_:
+        raise CheckpointError("The fingerprint of the backbone is missing: the file is damaged.")
+    clf.check_transfer()
+    expect(learned, clf.learned_shapes(len(names), backbone))
+    clf.class_names_, clf.classes_ = names, np.array(names)
+    if learned and list(names) != before:
+        clf.learned_on_ = clf.learned_on_ or before
     rows, text = torch.zeros(0, dtype=torch.int64), clf.text_weights(names, None, backbone)
     clf.head_ = clf.build(Task(None, rows, names, text, backbone.scale, backbone), learned)
     return clf
@@ -100,7 +109,8 @@ def _unfitted(cls: type[Classifier], facts: dict[str, Any], backbone: Backbone |
     known = set(inspect.signature(cls.__init__).parameters) - {"self", "backbone"}
     if not set(facts["parameters"]) <= known:
         raise CheckpointError(f"Unknown parameters {sorted(set(facts['parameters']) - known)}.")
-    for key, expected in (("selected", dict), ("notes", list), ("shots", list)):
+    lists = {"notes": list, "shots": list, "learned_on": list, "templates": list}
+    for key, expected in {"selected": dict, **lists}.items():
         if not isinstance(facts.get(key, expected()), expected):
             raise CheckpointError(f"Expected {key} to be a {expected.__name__}, got {facts[key]!r}.")
     recorded = facts["backbone"].get("fingerprint")
@@ -117,6 +127,7 @@ def _unfitted(cls: type[Classifier], facts: dict[str, Any], backbone: Backbone |
     clf.shots_, clf.fingerprint_ = facts.get("shots", []), str(recorded or "")
     clf.selection_, clf.selected_ = facts["selection"], facts.get("selected", {})
     clf.notes_, clf.losses_ = facts.get("notes", []), []
+    clf.learned_on_, clf.templates_ = facts.get("learned_on", []), facts.get("templates", [])
     return clf
 
 

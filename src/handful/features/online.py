@@ -9,6 +9,7 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.images import check_files, decode, in_threads, refuse_unreadable
+from handful.errors import DataError
 from handful.types import ImageLike
 
 
@@ -21,6 +22,8 @@ class Online:
     crop_scale: tuple[float, float]
 
     def __post_init__(self) -> None:
+        if not self.items:
+            raise DataError("Got no images, expected at least one.")
         found = check_files(self.items)
         failures = [f"{item}: {bad}" for item, bad in zip(self.items, found, strict=True) if bad]
         refuse_unreadable(failures, len(self.items))

@@ -78,7 +78,7 @@ def load(
     FingerprintError
         The backbone is another one than it was fitted on.
     """
-    alone = Path(path).suffix == ".safetensors"
+    alone = Path(path).is_file() or (Path(path).suffix == ".safetensors" and not Path(path).is_dir())
     tensors, facts = (checkpoint.read_learned if alone else checkpoint.read)(Path(path))
     if alone and class_names is None:
         raise unexpected("class_names", None, f"names to serve: {path} holds what was learned alone")

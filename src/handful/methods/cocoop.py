@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.errors import CheckpointError, ParameterError, check_integer
+from handful.errors import ParameterError, check_integer
 from handful.estimator import FewShotClassifier, Task
-from handful.heads import Head, Place, expect, number
+from handful.heads import Head, Place, Shapes, number
 from handful.prompts import read_words, with_context
 from handful.towers import text_pass
-from handful.train import Recipe, shuffled, train
+from handful.train import Recipe, seeded, shuffled, train
 
 REDUCTION = 16
 PREDICT_BATCH = 32
@@ -102,14 +102,6 @@ class ConditionalHead:
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
         """Check and build."""
-        shapes: dict[str, tuple[int | str, ...]] = {
-            "context": ("M", "D"),
-            "meta_net.linear1.weight": ("R", "E"),
-            "meta_net.linear1.bias": ("R",),
-            "meta_net.linear2.weight": ("D", "R"),
-            "meta_net.linear2.bias": ("D",),
-        }
-        expect(tensors, shapes)
         learner = None if place.backbone is None else restore(place.backbone, place.class_names, tensors)
         return cls(tensors, learner, number(settings, "scale"))
 
@@ -118,13 +110,9 @@ def restore(
     backbone: Backbone, class_names: tuple[str, ...], learned: dict[str, Tensor]
 ) -> ConditionalPromptLearner:
     """Build the learner for some class names from what was learned."""
-    rank, joint = learned["meta_net.linear1.weight"].shape
-    context = learned["context"]
-    if rank != max(joint // REDUCTION, 1) or context.shape[1] != backbone.text.width:
-        raise CheckpointError("The context or the meta-net does not fit this backbone.")
     with torch.random.fork_rng(devices=[]):
         learner = ConditionalPromptLearner(
-            backbone, class_names, context, MetaNet(joint, backbone.text.width)
+            backbone, class_names, learned["context"], MetaNet(backbone.joint_width, backbone.text.width)
         )
     learner.load_state_dict(learned)
     return learner
@@ -189,7 +177,7 @@ class CoCoOp(FewShotClassifier):
             length = 4 if self.length is None else check_integer("length", self.length, 1)
             context = 0.02 * torch.randn(length, backbone.text.width, generator=generator)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             meta_net = MetaNet(backbone.joint_width, backbone.text.width)
         return ConditionalPromptLearner(backbone, task.class_names, context, meta_net)
 
@@ -197,10 +185,22 @@ class CoCoOp(FewShotClassifier):
         """Train context and meta-net."""
         labels, source = task.labels, task.source
         recipe = Recipe(self.epochs, self.batch_size, self.lr)
-        generator = torch.Generator().manual_seed(check_integer("seed", self.seed))
+        generator = seeded(self.seed)
         model = self.start(task, generator)
         self.losses_ = train(model, lambda: shuffled(source, labels, recipe.batch_size, generator), recipe)
         return {name: value.detach().cpu() for name, value in model.state_dict().items()}
+
+    def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:
+        """Context and meta-net."""
+        joint, width = (backbone.joint_width, backbone.text.width) if backbone else ("E", "D")
+        rank = max(joint // REDUCTION, 1) if isinstance(joint, int) else "R"
+        return {
+            "context": ("M", width),
+            "meta_net.linear1.weight": (rank, joint),
+            "meta_net.linear1.bias": (rank,),
+            "meta_net.linear2.weight": (width, rank),
+            "meta_net.linear2.bias": (width,),
+        }
 
     def build(self, task: Task, learned: dict[str, Tensor]) -> ConditionalHead:
         """Keep context, meta-net and the way through the text tower."""

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.errors import CheckpointError, check_integer, unexpected
+from handful.errors import check_integer, unexpected
 from handful.estimator import FewShotClassifier, Task
-from handful.heads import Head, TextHead
+from handful.heads import Head, Shapes, TextHead
 from handful.prompts import read_words, with_context
 from handful.towers import TextPass, text_pass
-from handful.train import Recipe, epochs_by_shots, shuffled, train
+from handful.train import Recipe, epochs_by_shots, seeded, shuffled, train
 
 LENGTH = 16
 
@@ -129,21 +129,29 @@ class CoOp(FewShotClassifier):
     def learn(self, task: Task) -> dict[str, Tensor]:
         """Train the context."""
         labels, source = task.labels, task.source
-        epochs = epochs_by_shots(labels) if self.epochs == "auto" else self.epochs
+        epochs = (
+            epochs_by_shots(labels) if isinstance(self.epochs, str) and self.epochs == "auto" else self.epochs
+        )
         recipe = Recipe(epochs, self.batch_size, self.lr)
-        generator = torch.Generator().manual_seed(check_integer("seed", self.seed))
+        generator = seeded(self.seed)
         model = self.learner(task, self.start(task, generator))
         self.losses_ = train(model, lambda: shuffled(source, labels, recipe.batch_size, generator), recipe)
         self.selected_ = {"epochs": recipe.epochs}
         return {"context": model.context.detach().cpu()}
 
+    def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:
+        """One context, or one for each class."""
+        width = backbone.text.width if backbone else "D"
+        return {"context": (classes, "M", width) if self.class_specific else ("M", width)}
+
+    def check_transfer(self) -> None:
+        """Refuse contexts that belong to their classes."""
+        if self.class_specific:
+            raise unexpected("class_specific", True, "False to give a context to other class names")
+
     @torch.no_grad()
     def build(self, task: Task, learned: dict[str, Tensor]) -> TextHead:
         """Collapse the prompts to class weights."""
         context = learned["context"].to(task.backbone.device)
-        if context.ndim not in (2, 3) or context.shape[-1] != task.backbone.text.width:
-            raise CheckpointError(f"Got a context of shape {list(context.shape)}, not of this backbone.")
-        if context.ndim == 3 and task.features is None:
-            raise unexpected("class_specific", True, "False to give a context to other class names")
         weights = self.learner(task, context).class_weights()
         return TextHead(weights.cpu(), task.scale, learned)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.errors import CheckpointError, check_integer, unexpected
+from handful.errors import unexpected
 from handful.estimator import FewShotClassifier, Task
-from handful.heads import Head, TextHead
-from handful.train import Recipe, epochs_by_shots, shuffled, train
+from handful.heads import Head, Shapes, TextHead
+from handful.train import Recipe, epochs_by_shots, seeded, shuffled, train
 
 FORMS = ("transform", "bias", "class-bias")
 
@@ -88,21 +88,30 @@ class TextTuning(FewShotClassifier):
         if self.form not in FORMS:
             raise unexpected("form", self.form, f"one of {list(FORMS)}")
         labels, source = task.labels, task.source
-        epochs = epochs_by_shots(labels) if self.epochs == "auto" else self.epochs
+        epochs = (
+            epochs_by_shots(labels) if isinstance(self.epochs, str) and self.epochs == "auto" else self.epochs
+        )
         recipe = Recipe(epochs, self.batch_size, self.lr)
-        generator = torch.Generator().manual_seed(check_integer("seed", self.seed))
+        generator = seeded(self.seed)
         model = TunedText(task.text_weights, self.form, task.scale)
         self.losses_ = train(model, lambda: shuffled(source, labels, recipe.batch_size, generator), recipe)
         self.selected_ = {"epochs": recipe.epochs}
         return {"tuned": model.tuned.detach()}
 
+    def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:
+        """The matrix, or the bias."""
+        width = backbone.joint_width if backbone else "E"
+        shapes: Shapes = {"transform": (width, width), "bias": (width,), "class-bias": (classes, width)}
+        return {"tuned": shapes[self.form]} if isinstance(self.form, str) and self.form in shapes else {}
+
+    def check_transfer(self) -> None:
+        """Refuse biases that belong to their classes."""
+        if self.form == "class-bias":
+            raise unexpected("form", self.form, "'transform' or 'bias' to serve other class names")
+
     @torch.no_grad()
     def build(self, task: Task, learned: dict[str, Tensor]) -> TextHead:
         """Collapse to class weights."""
         model = TunedText(task.text_weights, self.form, task.scale)
-        if self.form == "class-bias" and task.features is None:
-            raise unexpected("form", self.form, "'transform' or 'bias' to serve other class names")
-        if model.tuned.shape != learned["tuned"].shape:
-            raise CheckpointError(f"Got tuned of {list(learned['tuned'].shape)}, not of this backbone.")
         model.load_state_dict(learned)
         return TextHead(model.class_weights(), task.scale, learned)

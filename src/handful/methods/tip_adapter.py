@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
-
-import numpy as np
-from torch import Tensor
 
 from handful.backbones import Backbone
 from handful.errors import check_number
 from handful.estimator import FewShotClassifier, Task
 from handful.heads import CacheHead, Head
-from handful.search import Found, best_cache
+from handful.search import best_cache_inside
 from handful.selection import check_selection, shot_numbers, smallest_class
-
-ALPHA_RANGE = (0.1, 50.0)
-BETAS = tuple(float(beta) for beta in np.linspace(0.5, 20, 40))
 
 
 class TipAdapter(FewShotClassifier):
@@ -81,25 +74,11 @@ class TipAdapter(FewShotClassifier):
         if self.selection == "support":
             shots = smallest_class(task.labels.numpy())
             if shots > 1:
-                found = search_inside(head)
+                base = head.scale * keys @ head.class_weights.T
+                found = best_cache_inside(base, keys, task.labels, shot_numbers(task.labels))
                 head = replace(head, alpha=found.alpha, beta=found.beta)
             else:
                 self.selection_ = "fixed"
                 self.notes_.append("One image of some class: alpha and beta were not searched.")
         self.selected_ = {"alpha": head.alpha, "beta": head.beta}
         return head
-
-
-def search_inside(head: CacheHead) -> Found:
-    """Search on the support set itself, every image without the shot of each class that it belongs to.
-
-    The affinities of the support set with itself are computed once. The i-th image of a class does
-    not see the i-th key of any class: one whole shot is held out at a time.
-    """
-    shot = shot_numbers(head.labels)
-    base = head.scale * head.keys @ head.class_weights.T
-
-    def nearness(rows: Tensor) -> Tensor:
-        return (head.keys[rows] @ head.keys.T).masked_fill(shot[rows, None] == shot, -math.inf)
-
-    return best_cache(base, nearness, head.labels, head.labels, ALPHA_RANGE, BETAS)

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from handful.backbones.base import Backbone
 from handful.backbones.tower import Block, Tower
+from handful.errors import unexpected
 from handful.towers.tree import Tree, grow
 
 After = Mapping[int, Callable[[Tensor, Tensor], Tensor]]
@@ -108,8 +109,9 @@ class PrefixPass:
         places = cast(Tensor, self.tower.positions)[tree.positions]
         rows = (tree.slots >= 0).nonzero()[:, 0]
         if not len(rows):
-            return (words + places)[None]
-        assert learned is not None
+            return (words + places).expand(1 if learned is None else len(learned), -1, -1)
+        if learned is None:
+            raise unexpected("learned", None, "the vectors that these prompts hold")
         x = words.expand(len(learned), -1, -1).index_copy(1, rows, learned[:, tree.slots[rows]].to(words))
         return x + places
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from handful.backbones.base import Backbone
 from handful.backbones.tower import Tower
-from handful.errors import SeamError
+from handful.errors import SeamError, unexpected
 from handful.towers.prefix import After, limits, run_parts
 
 Tokens = Callable[[Tensor], Tensor]
@@ -74,8 +74,9 @@ class Taps:
     def reweight(self, block: int, path: str, module: nn.Module) -> None:
         """Give a block `module(weight)` in place of its weight at `path`, as in `"mlp.c_fc.weight"`."""
         owner, _, name = path.rpartition(".")
-        target = self._block(block).get_submodule(owner)
-        if not hasattr(target, name):
+        modules = dict(self._block(block).named_modules())
+        target = modules.get(owner)
+        if target is None or not isinstance(getattr(target, name, None), Tensor):
             raise SeamError(f"Block {block} of the {self.tower.side} tower has no weight {path!r}.")
         parametrize.register_parametrization(target, name, module)
         self._parametrized.append((target, name))
@@ -90,7 +91,10 @@ class Taps:
         self._handles, self._parametrized = [], []
 
     def _block(self, index: int) -> nn.Module:
-        return self.tower.require_blocks("A tap")[index].module
+        blocks = self.tower.require_blocks("A tap")
+        if not 0 <= index < len(blocks):
+            raise SeamError(f"Got block {index}, the {self.tower.side} tower has 0 to {len(blocks) - 1}.")
+        return blocks[index].module
 
 
 def _before(module: nn.Module, fn: Tokens) -> Any:
@@ -133,7 +137,8 @@ class PlainPass:
 
         def overwrite(embedded: Tensor) -> Tensor:
             where = (slots >= 0).nonzero(as_tuple=True)
-            assert learned is not None
+            if learned is None:
+                raise unexpected("learned", None, "the vectors that these prompts hold")
             return embedded.index_put(where, learned[slots[where]].to(embedded))
 
         with Taps(self.tower) as taps, self.backbone.autocast():
