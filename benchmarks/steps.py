@@ -30,14 +30,14 @@ Step = Callable[[], dict[str, Tensor]]
 """One training step: gives the text features, and gradients by parameter name."""
 
 
-def vit_b_16(dtype: str = "float32", layers: int = 12) -> handful.Backbone:
+def vit_b_16(dtype: str = "float32") -> handful.Backbone:
     """Give a backbone with ViT-B/16's text tower, random weights; the image tower is a stub."""
     torch.manual_seed(0)
     config = {
         "embed_dim": 512,
         "quick_gelu": True,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {"width": 512, "heads": 8, "layers": layers},
+        "text_cfg": {"width": 512, "heads": 8, "layers": 12},
     }
     model = openclip.build(config)
     dtype = {"bf16": "bfloat16"}.get(dtype, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,13 @@ def epochs_by_shots(labels: Tensor) -> int:
     return 50 if shots < 1.5 else 100 if shots < 6 else 200
 
 
+def choose_epochs(epochs: int | Literal["auto"], labels: Tensor) -> int:
+    """Give CoOp's epochs for `"auto"`, and anything else as it is, for the recipe to check."""
+    if isinstance(epochs, str) and epochs == "auto":  # an array would compare element by element
+        return epochs_by_shots(labels)
+    return epochs
+
+
 def seeded(seed: int) -> torch.Generator:
     """Give a generator for a seed."""
     if not -(2**63) <= check_integer("seed", seed) < 2**63:
@@ -94,6 +101,13 @@ def shuffled(source: Source, labels: Tensor, size: int, generator: torch.Generat
     for rows in order.split(size):
         if len(rows) == size or len(source) < size:
             yield source.sample(rows, generator), labels[rows]
+
+
+def train_on(
+    model: nn.Module, source: Source, labels: Tensor, recipe: Recipe, generator: torch.Generator
+) -> list[float]:
+    """Train on shuffled epochs of a support set; see `train`."""
+    return train(model, lambda: shuffled(source, labels, recipe.batch_size, generator), recipe)
 
 
 def train(

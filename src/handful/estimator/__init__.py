@@ -140,8 +140,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         fitted = clone(self)  # so that a fit that fails leaves the last one whole
         fitted.selection_, fitted.selected_, fitted.notes_, fitted.losses_ = self.selection, {}, [], []
         fitted.learned_on_, fitted.templates_ = [], self._templates(class_weights)
-        if getattr(self, "views", 0) and is_encoded(images):
-            fitted.notes_.append(f"views={getattr(self, 'views', 0)} was not used: features were given.")
+        views = getattr(self, "views", 0)
+        if views and is_encoded(images):
+            fitted.notes_.append(f"views={views} was not used: features were given.")
         fitted.head_ = fitted.fit_head(Task(features, rows, names, text, scale, backbone))
         fitted.shots_ = [] if images is None else np.bincount(rows.numpy(), minlength=len(names)).tolist()
         fitted.fingerprint_ = backbone.fingerprint if backbone else features.fingerprint if features else ""

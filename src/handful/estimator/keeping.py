@@ -109,8 +109,10 @@ def _unfitted(cls: type[Classifier], facts: dict[str, Any], backbone: Backbone |
     known = set(inspect.signature(cls.__init__).parameters) - {"self", "backbone"}
     if not set(facts["parameters"]) <= known:
         raise CheckpointError(f"Unknown parameters {sorted(set(facts['parameters']) - known)}.")
-    lists = {"notes": list, "shots": list, "learned_on": list, "templates": list}
-    for key, expected in {"selected": dict, **lists}.items():
+    kinds: dict[str, type] = {
+        "selected": dict, "notes": list, "shots": list, "learned_on": list, "templates": list,
+    }  # fmt: skip
+    for key, expected in kinds.items():
         if not isinstance(facts.get(key, expected()), expected):
             raise CheckpointError(f"Expected {key} to be a {expected.__name__}, got {facts[key]!r}.")
     recorded = facts["backbone"].get("fingerprint")

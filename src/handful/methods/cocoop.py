@@ -15,7 +15,7 @@ from handful.estimator import FewShotClassifier, Task
 from handful.heads import Head, Place, Shapes, number
 from handful.prompts import read_words, with_context
 from handful.towers import text_pass
-from handful.train import Recipe, seeded, shuffled, train
+from handful.train import Recipe, seeded, train_on
 
 REDUCTION = 16
 PREDICT_BATCH = 32
@@ -183,11 +183,10 @@ class CoCoOp(FewShotClassifier):
 
     def learn(self, task: Task) -> dict[str, Tensor]:
         """Train context and meta-net."""
-        labels, source = task.labels, task.source
         recipe = Recipe(self.epochs, self.batch_size, self.lr)
         generator = seeded(self.seed)
         model = self.start(task, generator)
-        self.losses_ = train(model, lambda: shuffled(source, labels, recipe.batch_size, generator), recipe)
+        self.losses_ = train_on(model, task.source, task.labels, recipe, generator)
         return {name: value.detach().cpu() for name, value in model.state_dict().items()}
 
     def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:

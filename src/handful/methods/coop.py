@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from handful.backbones import Backbone
 from handful.errors import check_integer, unexpected
 from handful.estimator import FewShotClassifier, Task
-from handful.heads import Head, Shapes, TextHead
+from handful.heads import CosineHead, Head, Shapes, TextHead
 from handful.prompts import read_words, with_context
 from handful.towers import TextPass, text_pass
-from handful.train import Recipe, epochs_by_shots, seeded, shuffled, train
+from handful.train import Recipe, choose_epochs, seeded, train_on
 
 LENGTH = 16
 
@@ -43,7 +43,7 @@ class PromptLearner(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """`scale norm(f) W^T`: features `[N, E]` to logits `[N, C]`."""
-        return self.scale * F.normalize(features, dim=-1) @ self.class_weights().T
+        return CosineHead(self.class_weights(), self.scale).logits(features)
 
 
 class CoOp(FewShotClassifier):
@@ -128,14 +128,10 @@ class CoOp(FewShotClassifier):
 
     def learn(self, task: Task) -> dict[str, Tensor]:
         """Train the context."""
-        labels, source = task.labels, task.source
-        epochs = (
-            epochs_by_shots(labels) if isinstance(self.epochs, str) and self.epochs == "auto" else self.epochs
-        )
-        recipe = Recipe(epochs, self.batch_size, self.lr)
+        recipe = Recipe(choose_epochs(self.epochs, task.labels), self.batch_size, self.lr)
         generator = seeded(self.seed)
         model = self.learner(task, self.start(task, generator))
-        self.losses_ = train(model, lambda: shuffled(source, labels, recipe.batch_size, generator), recipe)
+        self.losses_ = train_on(model, task.source, task.labels, recipe, generator)
         self.selected_ = {"epochs": recipe.epochs}
         return {"context": model.context.detach().cpu()}
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from handful.backbones import Backbone
 from handful.errors import unexpected
 from handful.estimator import FewShotClassifier, Task
-from handful.heads import Head, Shapes, TextHead
-from handful.train import Recipe, epochs_by_shots, seeded, shuffled, train
+from handful.heads import CosineHead, Head, Shapes, TextHead
+from handful.train import Recipe, choose_epochs, seeded, train_on
 
 FORMS = ("transform", "bias", "class-bias")
 
@@ -38,7 +38,7 @@ class TunedText(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features `[N, E]` to logits `[N, C]`."""
-        return self.scale * F.normalize(features, dim=-1) @ self.class_weights().T
+        return CosineHead(self.class_weights(), self.scale).logits(features)
 
 
 class TextTuning(FewShotClassifier):
@@ -87,14 +87,10 @@ class TextTuning(FewShotClassifier):
         """Train the matrix or the bias."""
         if self.form not in FORMS:
             raise unexpected("form", self.form, f"one of {list(FORMS)}")
-        labels, source = task.labels, task.source
-        epochs = (
-            epochs_by_shots(labels) if isinstance(self.epochs, str) and self.epochs == "auto" else self.epochs
-        )
-        recipe = Recipe(epochs, self.batch_size, self.lr)
+        recipe = Recipe(choose_epochs(self.epochs, task.labels), self.batch_size, self.lr)
         generator = seeded(self.seed)
         model = TunedText(task.text_weights, self.form, task.scale)
-        self.losses_ = train(model, lambda: shuffled(source, labels, recipe.batch_size, generator), recipe)
+        self.losses_ = train_on(model, task.source, task.labels, recipe, generator)
         self.selected_ = {"epochs": recipe.epochs}
         return {"tuned": model.tuned.detach()}
 

@@ -107,7 +107,7 @@ class PrefixPass:
         """Give the tokens on their way into the first block: embedding or learned vector, plus place."""
         words = cast(nn.Module, self.tower.embedding)(tree.tokens)
         places = cast(Tensor, self.tower.positions)[tree.positions]
-        rows = (tree.slots >= 0).nonzero()[:, 0]
+        rows = tree.learned
         if not len(rows):
             return (words + places).expand(1 if learned is None else len(learned), -1, -1)
         if learned is None:
@@ -117,7 +117,7 @@ class PrefixPass:
 
     def _project_first(self, block: Block, x: Tensor, number: int) -> Tensor:
         """Project the learned rows only; the rest of the first block's q, k, v never changes."""
-        rows = (self.trees[number].slots >= 0).nonzero()[:, 0]
+        rows = self.trees[number].learned
         weight = block.qkv[0]
         if not x.requires_grad or weight.requires_grad:
             return project(block, x)

@@ -38,6 +38,8 @@ class Tree:
         `[P]`: the node at which each prompt's feature is read.
     rows
         `[P]`: which prompts these are.
+    learned
+        The nodes that hold a learned vector.
     trunk
         S.
     """
@@ -48,6 +50,7 @@ class Tree:
     sees: Tensor
     ends: Tensor
     rows: Tensor
+    learned: Tensor
     trunk: int
 
     @property
@@ -163,5 +166,6 @@ def _plant(prompts: Sequence[Keys], trunk: Keys, branches: Sequence[tuple[list[i
         sees=torch.cat([torch.ones(count, length, stem, dtype=torch.bool), sees], dim=2)[:, None],
         ends=torch.tensor(list(ends.values())),
         rows=torch.tensor(list(ends)),
+        learned=(marks < 0).nonzero()[:, 0],
         trunk=stem,
     )
