@@ -88,7 +88,7 @@ def test_one_bad_image_among_good_ones(call, model: Path, digits: Path, tmp_path
     ("words", "code", "hint"),
     [
         (["fit", "nowhere"], 1, "expected a folder of class folders"),
-        (["fit", "DATA", "--method", "tip"], 1, "one of ['cocoop', 'coop', 'linear-probe'"),
+        (["fit", "DATA", "--method", "tip"], 1, "one of ['clip-adapter', 'cocoop', 'coop'"),
         (["fit", "DATA", "--param", "gamma=1"], 1, "a parameter of tip-adapter"),
         (["fit", "DATA", "--param", "gamma"], 2, "name=value"),
         (["fit", "DATA", "--shots", "0"], 2, "--shots"),

@@ -15,7 +15,7 @@ FLOORS = (
     ("checkpoint", "heads", "prompts", "search", "selection", "train"),
     ("estimator",),
     ("methods",),
-    ("analysis", "protocols", "report"),
+    ("analysis", "meta_training", "protocols", "report"),
     ("cli",),
     ("__main__",),
 )

@@ -21,6 +21,8 @@ NAMES = ["cat", "dog", "red panda"]
 ENOUGH = {
     "coop": {"init": "a photo of the number", "lr": 0.02, "epochs": 30, "views": 0},
     "cocoop": {"init": "a photo of the number", "epochs": 2, "views": 0},
+    "clip-adapter": {"epochs": 30, "views": 0},
+    "tip-adapter-f": {"views": 0},
 }
 """What a method of the text tower needs to get somewhere with forty images in seconds."""
 

@@ -31,15 +31,22 @@ if TYPE_CHECKING:
     )
     from handful.estimator import FewShotClassifier
     from handful.features import Features, encode
+    from handful.meta_training import meta_train
     from handful.methods import (
         METHODS,
+        ClipAdapter,
         CoCoOp,
         CoOp,
         LinearProbe,
+        MetaAdapter,
+        Refiner,
         TextTuning,
         TipAdapter,
+        TipAdapterF,
         ZeroShot,
         load,
+        load_refiner,
+        refine,
     )
     from handful.prompts import class_weights
 
@@ -62,14 +69,21 @@ _ROOMS = {
     "features": ("Features", "encode"),
     "methods": (
         "METHODS",
+        "ClipAdapter",
         "CoCoOp",
         "CoOp",
         "LinearProbe",
+        "MetaAdapter",
+        "Refiner",
         "TextTuning",
         "TipAdapter",
+        "TipAdapterF",
         "ZeroShot",
         "load",
+        "load_refiner",
+        "refine",
     ),
+    "meta_training": ("meta_train",),
     "prompts": ("class_weights",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
@@ -80,6 +94,7 @@ __all__ = [
     "Backbone",
     "BackboneError",
     "CheckpointError",
+    "ClipAdapter",
     "CoCoOp",
     "CoOp",
     "DataError",
@@ -89,11 +104,14 @@ __all__ = [
     "HandfulError",
     "ImageSet",
     "LinearProbe",
+    "MetaAdapter",
     "NotFitted",
     "ParameterError",
+    "Refiner",
     "SeamError",
     "TextTuning",
     "TipAdapter",
+    "TipAdapterF",
     "TrainingError",
     "WeightsUnavailable",
     "ZeroShot",
@@ -102,7 +120,10 @@ __all__ = [
     "few_shot",
     "load",
     "load_backbone",
+    "load_refiner",
+    "meta_train",
     "read_split_zhou",
+    "refine",
 ]
 
 

@@ -179,6 +179,10 @@ class CacheHead:
             sums.index_add_(1, labels, torch.exp(-beta * (1 - x @ keys.T)))
         return sums
 
+    def evidence(self, feature: Tensor) -> Tensor:
+        """What each key adds to its class's logit for a feature `[E]`: `[NK]`."""
+        return self.alpha * torch.exp(-self.beta * (1 - self.keys @ F.normalize(feature, dim=-1)))
+
     def tensors(self) -> dict[str, Tensor]:
         """`class_weights [C, E]`, `keys [NK, E]` of unit norm, `labels [NK]` (int64)."""
         return {"class_weights": self.class_weights, "keys": self.keys, "labels": self.labels}
@@ -190,14 +194,21 @@ class CacheHead:
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
         """Check and build."""
-        expect(
-            tensors, {"class_weights": (len(place.class_names), "E"), "keys": ("NK", "E"), "labels": ("NK",)}
-        )
-        labels, classes = tensors["labels"], len(place.class_names)
-        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-            raise CheckpointError(f"The cache's labels leave 0 to {classes - 1}: the file is damaged.")
-        numbers = {name: number(settings, name) for name in ("scale", "alpha", "beta")}
-        return cls(tensors["class_weights"], tensors["keys"], labels, **numbers)
+        expect(tensors, support_shapes(len(place.class_names)))
+        check_rows(tensors["labels"], len(place.class_names))
+        text, keys, labels = (tensors[name] for name in ("class_weights", "keys", "labels"))
+        return cls(text, keys, labels, *(number(settings, name) for name in ("scale", "alpha", "beta")))
+
+
+def support_shapes(classes: int) -> Shapes:
+    """Shapes of a head that keeps its support set: class weights, keys, and their labels."""
+    return {"class_weights": (classes, "E"), "keys": ("NK", "E"), "labels": ("NK",)}
+
+
+def check_rows(labels: Tensor, classes: int) -> None:
+    """Refuse labels that name no class."""
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+        raise CheckpointError(f"The labels leave 0 to {classes - 1}: the file is damaged.")
 
 
 def expect(tensors: dict[str, Tensor], shapes: Shapes) -> None:

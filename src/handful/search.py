@@ -17,9 +17,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from handful.errors import unexpected
+
 ALPHAS = (0.1, 50.0)
 BETAS = tuple(0.5 * number for number in range(1, 41))
 """Where to look for a cache's numbers: as wide as the widest range of the published code."""
+PUBLISHED = {
+    "imagenet": (7, 3), "caltech101": (12, 5), "dtd": (13, 13), "eurosat": (12, 10), "fgvc": (30, 30),
+    "food101": (10, 10), "oxford_flowers": (50, 50), "oxford_pets": (7, 3), "stanford_cars": (20, 10),
+    "sun397": (12, 10), "ucf101": (7, 3),
+}  # fmt: skip
+"""Tip-Adapter's search scales, (beta, alpha): tuned for each data set by its authors (methods.md §5.2)."""
 ROWS = 256
 """Images whose affinities stay in the processor's cache through all betas."""
 ANCHOR = 16
@@ -33,6 +41,20 @@ class Found:
     alpha: float
     beta: float
     accuracy: float
+
+
+def cache_ranges(name: str) -> tuple[tuple[float, float], tuple[float, ...]]:
+    """Give the range of alpha and the betas to look at: `"wide"`, or a data set's as published.
+
+    The published grid has 200 betas and 20 alphas from 0.1 on, and leaves its upper ends out; the
+    exact search takes the same betas and every alpha between the first and the last.
+    """
+    if name == "wide":
+        return ALPHAS, BETAS
+    if name not in PUBLISHED:
+        raise unexpected("ranges", name, f"'wide', or one of {sorted(PUBLISHED)}")
+    beta, alpha = PUBLISHED[name]
+    return (0.1, 0.1 + 19 * (alpha - 0.1) / 20), tuple(0.1 + i * (beta - 0.1) / 200 for i in range(200))
 
 
 def best_ratio(base: Tensor, extra: Tensor, labels: Tensor, low: float, high: float) -> tuple[float, float]:
@@ -80,7 +102,7 @@ def best_cache(
     alphas, betas
         The range of alpha, and the betas to look at, ascending.
     """
-    index, chunks = _by_class(key_labels, base.shape[1]), torch.arange(len(base)).split(ROWS)
+    index, chunks = by_class(key_labels, base.shape[1]), torch.arange(len(base)).split(ROWS)
     starts, ends = (torch.empty(len(betas), len(base), dtype=torch.float64) for _ in range(2))
     for rows in chunks:
         gap = gaps(base[rows], labels[rows])
@@ -181,7 +203,7 @@ def sweep(starts: Tensor, ends: Tensor, low: float, high: float) -> tuple[float,
     return float((cuts[stretch] + cuts[stretch + 1]) / 2), int(covering[stretch])
 
 
-def _by_class(labels: Tensor, classes: int) -> Tensor:
+def by_class(labels: Tensor, classes: int) -> Tensor:
     """Rows of each class, `[C, K]`, filled up with -1."""
     counts = torch.bincount(labels, minlength=classes)
     order = labels.argsort(stable=True)

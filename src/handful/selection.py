@@ -46,6 +46,11 @@ def shot_numbers(labels: Tensor) -> Tensor:
     return numbers
 
 
+def first_shots(labels: Tensor) -> Tensor:
+    """Mark one image of every class that has two or more, `[N]` of bool: the one to hold out."""
+    return (shot_numbers(labels) == 0) & (torch.bincount(labels)[labels] > 1)
+
+
 def smallest_class(labels: NDArray[Any]) -> int:
     """Images of the smallest class that has any."""
     return int(np.unique(labels, return_counts=True)[1].min())

@@ -24,12 +24,19 @@ from torch import Tensor, nn
 
 import handful
 from handful.estimator import Task
+from handful.meta_training import Published
 from handful.methods import cocoop as methods_cocoop
+from handful.methods.clip_adapter import Adapted, Adapter
+from handful.methods.meta_adapter import Refiner
+from handful.methods.tip_adapter import BATCH_SIZE, TrainedCache
 from handful.search import best_cache
-from handful.train import Recipe, train
+from handful.train import Recipe, tip_recipe, train
 
 TOLERANCE = 1e-4
-DELIVERED = ("image_features", "text_features", "zero_shot.", "ensemble.", "tip.", "coop.", "cocoop.")
+DELIVERED = (
+    "image_features", "text_features", "zero_shot.", "ensemble.", "tip.", "tip_f.", "clip_adapter.", "meta.",
+    "coop.", "cocoop.",
+)  # fmt: skip
 INPUTS = ("images", "labels", "class_weights", "support", "val", "test", "support_labels", "val_labels",
           "test_labels", "tip.alpha_beta")  # fmt: skip
 
@@ -67,9 +74,17 @@ class Golden:
         if ".grad" in key:
             return float(away.norm() / theirs.double().norm())
         if "trained" in key:
-            start = self.tensors[key.replace(".ctx_trained", ".ctx").replace(".trained.", ".param.")]
+            start = self.start(key)
             return float(away.norm() / (theirs.double() - start.double()).norm())
         return float(away.abs().max())
+
+    def start(self, key: str) -> Tensor:
+        """Where the tensor of a trained key started."""
+        if key == "tip_f.keys_trained":
+            return self.tensors["support"]
+        if key.startswith("clip_adapter"):
+            return self.tensors[key.replace(".trained.", ".")]
+        return self.tensors[key.replace(".ctx_trained", ".ctx").replace(".trained.", ".param.")]
 
     def task(self) -> Task:
         """All images and names, for the methods that train on them."""
@@ -131,6 +146,73 @@ def gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
+def feature_batches(golden: Golden) -> list[tuple[Tensor, Tensor]]:
+    """Batches of the feature-space task: stretches of the validation rows."""
+    x, y = golden.tensors["val"], golden.tensors["val_labels"]
+    return [(x[slice(*ends)], y[slice(*ends)]) for ends in golden.meta["batches"]["features"]]
+
+
+def tip_f(golden: Golden) -> Found:
+    """Tip-Adapter-F's first steps, at a constant learning rate."""
+    model = TrainedCache(tip_classifier(golden).head_)
+    batches = feature_batches(golden)
+    recipe = replace(tip_recipe(1, BATCH_SIZE, lr=1e-3), by_step=False)
+    for i, loss in enumerate(train(model, lambda: batches, recipe)):
+        yield f"tip_f.loss.{i}", torch.tensor(loss)
+    yield "tip_f.keys_trained", model.keys.detach()
+
+
+def clip_adapter(golden: Golden) -> Found:
+    """CLIP-Adapter's logits, gradients and first steps, for each reduction and ratio."""
+    x, y, tensors = golden.tensors["image_features"], golden.tensors["labels"], golden.tensors
+    names, template = golden.meta["class_names"], golden.meta["template"]
+    text = handful.class_weights(golden.backbone, names, template)
+    for stem in sorted({key.removesuffix("down") for key in tensors if key.endswith(".down") and
+                        key.startswith("clip_adapter") and key.count(".") == 4}):  # fmt: skip
+        alpha = float(stem.split(".a")[1].rstrip("."))
+        adapter = Adapter(tensors[stem + "down"], tensors[stem + "up"], alpha)
+        model = Adapted({"image": adapter}, text, golden.backbone.scale)
+        logits = model(x)
+        F.cross_entropy(logits, y).backward()
+        yield stem + "logits", logits.detach()
+        for part in ("down", "up"):
+            yield stem + part, getattr(adapter, part).detach().clone()
+            yield f"{stem}grad.{part}", gradient(getattr(adapter, part))
+        for i, loss in enumerate(optimize(golden, model, golden.meta["batches"]["default"])):
+            yield f"{stem}loss.{i}", torch.tensor(loss)
+        for part in ("down", "up"):
+            yield f"{stem}trained.{part}", getattr(adapter, part).detach()
+
+
+def meta(golden: Golden) -> Found:
+    """Meta-Adapter's weights, logits, gradients, and first steps with their changing support."""
+    tensors, text = golden.tensors, golden.tensors["class_weights"]
+    param = {k.removeprefix("meta.param."): v for k, v in tensors.items() if k.startswith("meta.param.")}
+    support = tensors["support"].view(len(text), -1, text.shape[1])
+    refiner = Refiner(text.shape[1])
+    refiner.load_state_dict(param)
+    yield "meta.class_weights", handful.refine(text, support, refiner)
+    model = Published(refiner, text, support, golden.backbone.scale)
+    logits = model(tensors["test"])
+    F.cross_entropy(logits, tensors["test_labels"]).backward()
+    yield "meta.logits", logits.detach()
+    for name, parameter in refiner.named_parameters():
+        yield f"meta.param.{name}", parameter.detach().clone()
+        yield f"meta.grad.{name}", gradient(parameter)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for x, labels in feature_batches(golden):
+            yield x, labels
+            model.enter(x, labels)
+
+    recipe = replace(tip_recipe(1, BATCH_SIZE, lr=1e-4), by_step=False)
+    for i, loss in enumerate(train(model, batches, recipe)):
+        yield f"meta.loss.{i}", torch.tensor(loss)
+    for name, parameter in refiner.named_parameters():
+        yield f"meta.trained.{name}", parameter.detach()
+    yield "meta.support_after", model.support
+
+
 def optimize(golden: Golden, model: nn.Module, batches: list[list[int]]) -> list[float]:
     """Take one step of the published optimizer on each of some batches; give their losses."""
     x, y = golden.tensors["image_features"], golden.tensors["labels"]
@@ -180,7 +262,9 @@ def cocoop(golden: Golden) -> Found:
         yield f"cocoop.trained.{name.replace('context', 'ctx')}", parameter.detach()
 
 
-COMPARISONS: tuple[Callable[[Golden], Found], ...] = (backbone_features, zero_shot, tip, coop, cocoop)
+COMPARISONS: tuple[Callable[[Golden], Found], ...] = (
+    backbone_features, zero_shot, tip, tip_f, clip_adapter, meta, coop, cocoop
+)  # fmt: skip
 
 
 def main() -> int:

@@ -13,31 +13,35 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import ClassifierMixin, clone
 from torch import Tensor
 
 from handful import checkpoint
-from handful.backbones import Backbone, load_backbone
-from handful.data.sets import ImageSet, clean_name
-from handful.errors import DataError, FingerprintError, NotFitted, ParameterError, unexpected
-from handful.estimator.inputs import Task, is_encoded, read_class_weights, read_labels
+from handful.backbones import Backbone
+from handful.data.sets import ImageSet
+from handful.errors import DataError, ParameterError
+from handful.estimator import changes, explaining
+from handful.estimator.encoding import Encoding
+from handful.estimator.inputs import Task, Validation, is_encoded, match_names, read_labels
 from handful.estimator.keeping import describe, for_classes, restore
-from handful.features import CROP_SCALE, Features, encode
-from handful.features.online import Online
-from handful.heads import CosineHead, Head, Shapes
+from handful.features import Features
+from handful.heads import Head, Shapes
 from handful.metrics import accuracy
-from handful.prompts import class_weights as text_classifier
-from handful.prompts import resolve_templates
 from handful.types import ImageLike, Labels
 
 SCALE = 100.0
 """CLIP's inverse temperature, for features that come without a backbone."""
 PREDICT_BATCH = 4096
+TAKEN = (
+    "head_", "selection_", "selected_", "notes_", "losses_", "learned_on_", "templates_", "support_",
+    "shots_", "fingerprint_",
+)  # fmt: skip
+"""What a fit finds out."""
 
-__all__ = ["FewShotClassifier", "Task"]
+__all__ = ["FewShotClassifier", "Task", "Validation"]
 
 
-class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
     """Base of all methods: everything but the method.
 
     Attributes
@@ -56,18 +60,21 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     method: ClassVar[str] = ""
     """Its name in `handful.METHODS`; empty for a third party's."""
-    uses_text: ClassVar[bool] = True
-    """Whether the method reads class names."""
-    uses_tower: ClassVar[bool] = False
-    """Whether it works inside the text tower; then it takes no class weights from elsewhere."""
-    head_type: ClassVar[type[Head]] = CosineHead
-    crop_scale: ClassVar[tuple[float, float]] = CROP_SCALE
-    """Area of a training view's random crop."""
-    trains: ClassVar[bool] = False
-    """Whether it trains in steps, and so can take `views="online"`."""
+    online: ClassVar[bool] = False
+    """Whether classes and images can come and go after fitting, with no training."""
 
-    backbone: Backbone | str | None
     selection: str = "fixed"
+    selection_: str
+    selected_: dict[str, Any]
+    notes_: list[str]
+    losses_: list[float]
+    learned_on_: list[str]
+    templates_: list[str]
+    support_: list[str]
+    shots_: list[int]
+    fitted_with_: dict[str, Any]
+    class_names_: tuple[str, ...]
+    classes_: NDArray[Any]
 
     def fit_head(self, task: Task) -> Head:
         """Turn a support set into a head: the method itself."""
@@ -80,6 +87,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def build(self, task: Task, learned: dict[str, Tensor]) -> Head:
         """Make the head for the task's class names from what was learned."""
         raise NotImplementedError
+
+    def refit_head(self, head: Head, task: Task) -> Head:
+        """Make the head for a support set that was changed, with no training."""
+        return self.fit_head(task)
 
     def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:
         """Shapes of what `learn` gives; letters for what only the backbone knows."""
@@ -102,6 +113,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         class_names: Sequence[str] | None = None,
         class_weights: Tensor | NDArray[Any] | None = None,
+        validation: ImageSet | tuple[Any, Labels] | None = None,
     ) -> Self:
         """Learn from a support set.
 
@@ -116,6 +128,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Names in label order. For string labels it fixes the order (default: sorted).
         class_weights
             A text classifier `[C, E]` in place of the one made from the class names.
+        validation
+            An `ImageSet`, or images and labels, for `selection="val"`. For `selection="oracle"`, which
+            is how some figures were published, it is the test set, and the answer says so.
 
         Returns
         -------
@@ -123,7 +138,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         names, rows, classes = read_labels(images, labels, class_names, self.uses_text)
         needs_text = self.uses_text and class_weights is None
-        backbone = self._backbone(needed=needs_text or self.uses_tower)
+        backbone = self.find_backbone(needed=needs_text or self.uses_tower)
         features = None if images is None else self._encode(images, training=True)
         text = self.text_weights(names, class_weights, backbone)
         if features is not None and len(features) != len(rows):
@@ -137,16 +152,75 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"Got features {width} wide and class weights {joint} wide, expected one joint space."
             )
         scale = SCALE if backbone is None else backbone.scale
-        fitted = clone(self)  # so that a fit that fails leaves the last one whole
-        fitted.selection_, fitted.selected_, fitted.notes_, fitted.losses_ = self.selection, {}, [], []
-        fitted.learned_on_, fitted.templates_ = [], self._templates(class_weights)
+        fitted = clone(self)._begin(self._templates(class_weights))  # one that fails leaves the last whole
         views = getattr(self, "views", 0)
         if views and is_encoded(images):
             fitted.notes_.append(f"views={views} was not used: features were given.")
-        fitted.head_ = fitted.fit_head(Task(features, rows, names, text, scale, backbone))
+        seen = None if validation is None else self._validation(validation, names, classes, joint or width)
+        if seen is not None and self.selection not in ("val", "oracle"):
+            fitted.notes_.append(f"validation was not used: selection is {self.selection!r}.")
+        fitted.head_ = fitted.fit_head(Task(features, rows, names, text, scale, backbone, seen))
+        fitted.support_ = changes.item_names(images, len(rows)) if hasattr(fitted.head_, "keys") else []
         fitted.shots_ = [] if images is None else np.bincount(rows.numpy(), minlength=len(names)).tolist()
         fitted.fingerprint_ = backbone.fingerprint if backbone else features.fingerprint if features else ""
         return self._take(fitted, names, classes)
+
+    def _begin(self, templates: list[str]) -> Self:
+        """Set what a fit writes down, before it has written anything."""
+        self.selection_, self.selected_, self.notes_, self.losses_ = self.selection, {}, [], []
+        self.learned_on_, self.templates_, self.support_ = [], templates, []
+        return self
+
+    # -- online: no training ---------------------------------------------------------------------
+
+    def add_class(self, name: str, images: Any = None, *, class_weight: Any = None) -> Self:
+        """Add a class, with no training: the same as a fresh fit on the larger support set.
+
+        Parameters
+        ----------
+        name
+            Its name; it becomes the last class.
+        images
+            One image or several, in any form that `fit` takes; None for its name alone.
+        class_weight
+            `[E]`, for a classifier that was fitted on class weights.
+
+        Raises
+        ------
+        ParameterError
+            The method trains: zero-shot, Tip-Adapter and Meta-Adapter don't.
+        DataError
+            There is such a class already.
+        """
+        return self._change(changes.add_class(self, name, images, class_weight))
+
+    def add_images(self, name: str, images: Any) -> Self:
+        """Add images to a class, with no training; see `add_class`."""
+        return self._change(changes.add_images(self, name, images))
+
+    def remove_class(self, name: str) -> Self:
+        """Leave out a class and its images, with no training; see `add_class`."""
+        return self._change(changes.remove_class(self, name))
+
+    def _change(self, kept: changes.Kept) -> Self:
+        """Fit afresh on a support set that was changed, all at once."""
+        fitted = type(self)(**self.fitted_with_)._begin(self.templates_)
+        fitted.head_ = fitted.refit_head(self.fitted_head(), changes.task_of(self, kept))
+        fitted.shots_, fitted.support_, fitted.fingerprint_ = kept.shots, kept.items, self.fingerprint_
+        return self._take(fitted, kept.names, np.array(kept.names))
+
+    def explain(self, image: Any, top: int = 5) -> explaining.Explanation:
+        """Say why: the margin of each class, and the support images that decided, with their shares.
+
+        Parameters
+        ----------
+        image
+            One image, in any form that `predict` takes.
+        top
+            At most this many support images; only methods that keep a support set have them.
+        """
+        with torch.no_grad():
+            return explaining.explain(self, image, top)
 
     def with_classes(self, class_names: Sequence[str]) -> Self:
         """Give what was learned to other class names, without any image of them.
@@ -178,75 +252,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _take(self, fitted: Self, names: tuple[str, ...], classes: NDArray[Any]) -> Self:
         """Take over what a fit found, all at once."""
-        self.head_: Head = fitted.head_
-        self.selection_: str = fitted.selection_
-        self.selected_: dict[str, Any] = fitted.selected_
-        self.notes_: list[str] = fitted.notes_
-        self.losses_: list[float] = fitted.losses_
-        self.learned_on_: list[str] = fitted.learned_on_
-        self.templates_: list[str] = fitted.templates_
-        self.shots_: list[int] = fitted.shots_
-        self.fingerprint_: str = fitted.fingerprint_
-        self.fitted_with_: dict[str, Any] = fitted.get_params(deep=False)
+        for name in TAKEN:
+            setattr(self, name, getattr(fitted, name))
+        self.fitted_with_ = fitted.get_params(deep=False)
         self.class_names_, self.classes_ = names, classes
         return self
-
-    def text_weights(self, names: tuple[str, ...], given: Any, backbone: Backbone | None) -> Tensor | None:
-        """Give the text classifier that the method asks for: given, or made from the names."""
-        if given is not None:
-            if self.uses_tower:
-                raise ParameterError(
-                    f"{type(self).__name__} makes its class weights itself: leave class_weights out."
-                )
-            return read_class_weights(given, len(names))
-        if not self.uses_text or self.uses_tower or backbone is None:
-            return None
-        return text_classifier(backbone, names, getattr(self, "templates", "default")).cpu()
-
-    def _backbone(self, needed: bool) -> Backbone | None:
-        """Load the backbone by name, once; keep the parameter as it was given."""
-        if self.backbone is None or isinstance(self.backbone, Backbone):
-            if needed and self.backbone is None:
-                otherwise = "" if self.uses_tower else ", or give fit(..., class_weights=) with features"
-                raise ParameterError(
-                    f'{type(self).__name__} needs a backbone: pass handful.load_backbone("mini") or '
-                    f"its name{otherwise}."
-                )
-            return self.backbone
-        if not isinstance(self.backbone, str):
-            raise unexpected("backbone", self.backbone, "a Backbone, the name of one, or None")
-        loaded = getattr(self, "_loaded", None)
-        if loaded is None or loaded.name != self.backbone:
-            self._loaded = loaded = load_backbone(self.backbone)
-        return loaded
-
-    def _encode(self, images: Any, training: bool = False, cache: bool = True) -> Any:
-        """Give features for anything that predict or fit takes."""
-        is_bytes = isinstance(images, np.ndarray) and images.dtype == np.uint8
-        if not isinstance(images, Features) and is_encoded(images):
-            return Features.from_array(images)
-        if isinstance(images, Features):
-            wanted = "" if training else getattr(self, "fingerprint_", "")
-            backbone = self._backbone(needed=False)
-            wanted = wanted or (backbone.fingerprint if backbone else "")
-            if images.fingerprint and wanted and images.fingerprint != wanted:
-                raise FingerprintError("These features come from another backbone. Encode them again.")
-            return images
-        lone_array = is_bytes and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)))
-        if isinstance(images, str | Path) or hasattr(images, "getexif") or lone_array:
-            images = [images]
-        if not training and hasattr(self, "head_"):
-            backbone = self.loaded_backbone()
-        else:
-            found = self._backbone(needed=True)
-            assert found is not None
-            backbone = found
-        views = getattr(self, "views", 0) if training else 0
-        if views == "online" and self.trains:
-            items = images.items if isinstance(images, ImageSet) else images
-            return Online(backbone, tuple(items), self.crop_scale)
-        seed = getattr(self, "seed", 0)
-        return encode(backbone, images, views=views, seed=seed, crop_scale=self.crop_scale, cache=cache)
 
     # -- using -----------------------------------------------------------------------------------
 
@@ -254,10 +264,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def decision_function(self, images: Any) -> NDArray[np.float32]:
         """Give logits `[N, C]`."""
         head = self.fitted_head()
-        features = self._encode(images, cache=isinstance(images, ImageSet)).pooled()
-        if features.shape[1] != head.width:
-            raise DataError(f"Got features {features.shape[1]} wide, this classifier reads {head.width}.")
-        parts = [head.logits(part) for part in features.split(PREDICT_BATCH)]
+        parts = [head.logits(part) for part in self.encode_query(images).split(PREDICT_BATCH)]
         return torch.cat(parts).numpy()
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
@@ -296,20 +303,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         DataError
             A name is not among them.
         """
-        row_of = {name.casefold(): row for row, name in enumerate(self.class_names_)}
-        unknown = [name for name in names if clean_name(str(name)).casefold() not in row_of]
-        if unknown:
-            raise DataError(
-                f"Got classes that this classifier does not know: {unknown[:8]}. It knows "
-                f"{list(self.class_names_)[:8]}{'...' if len(self.class_names_) > 8 else ''}."
-            )
-        return np.array([row_of[clean_name(name).casefold()] for name in names], dtype=np.int64)
-
-    def fitted_head(self) -> Head:
-        """Give the head, or say that there is none yet."""
-        if not hasattr(self, "head_"):
-            raise NotFitted(f"This {type(self).__name__} is not fitted. Call fit(images, labels) first.")
-        return self.head_
+        return match_names(names, self.class_names_)
 
     # -- keeping ---------------------------------------------------------------------------------
 
@@ -337,30 +331,3 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ParameterError(f"{type(self).__name__} learns nothing apart from its classes: use save.")
         checkpoint.write_learned(Path(path), learned, facts)
         return Path(path)
-
-    def loaded_backbone(self) -> Backbone:
-        """Give the backbone that this was fitted on, loaded.
-
-        Raises
-        ------
-        FingerprintError
-            `set_params` gave another one since.
-        """
-        self.fitted_head()
-        backbone = self._backbone(needed=True)
-        assert backbone is not None
-        if self.fingerprint_ and backbone.fingerprint != self.fingerprint_:
-            raise FingerprintError(
-                f"This was fitted on another backbone than {backbone.name!r}. Fit it again, or set the "
-                "backbone back."
-            )
-        return backbone
-
-    def _templates(self, class_weights: Any) -> list[str]:
-        """Give the templates that the text classifier is made with; none where it is not."""
-        if class_weights is not None or not self.uses_text or self.uses_tower:
-            return []
-        return list(resolve_templates(getattr(self, "templates", "default")))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key != "_loaded"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.data.sets import ImageSet, check_names
+from handful.data.sets import ImageSet, check_names, clean_name
 from handful.errors import DataError, ParameterError
 from handful.features import Features
 from handful.features.online import Online
 from handful.types import Labels
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Labelled images that a method may choose its hyper-parameters on, and does not train on."""
+
+    features: Tensor
+    """`[N, E]` raw."""
+    labels: Tensor
+    """`[N]`, rows of the class names."""
+
+    def accuracy(self, logits: Callable[[Tensor], Tensor]) -> float:
+        """Give the share that is right, 0 to 1."""
+        with torch.no_grad():
+            return float((logits(self.features).argmax(1) == self.labels).double().mean())
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,8 @@ class Task:
         The inverse temperature of the backbone.
     encoder
         The backbone, for a method that works inside its towers.
+    validation
+        What `selection="val"` looks at, and `"oracle"`.
     """
 
     features: Features | Online | None
@@ -45,6 +62,7 @@ class Task:
     text: Tensor | None
     scale: float
     encoder: Backbone | None = None
+    validation: Validation | None = None
 
     @property
     def source(self) -> Features | Online:
@@ -73,6 +91,16 @@ class Task:
         if self.text is None:
             raise ParameterError("This method reads class names: give a backbone or class_weights=.")
         return self.text
+
+    @property
+    def held_out(self) -> Validation:
+        """The validation images, or an error that says they are missing."""
+        if self.validation is None:
+            raise ParameterError(
+                "selection='val' looks at validation images, selection='oracle' at the test images: give "
+                "fit(..., validation=(images, labels)), or an ImageSet."
+            )
+        return self.validation
 
 
 def is_encoded(images: object) -> bool:
@@ -107,6 +135,35 @@ def read_labels(
         return tuple(map(str, values)), torch.as_tensor(rows), values
     paired = ImageSet.from_lists(range(len(marks)), marks.tolist(), class_names)  # type: ignore[arg-type]
     return paired.class_names, torch.as_tensor(paired.labels), np.array(paired.class_names)
+
+
+def match_names(wanted: Sequence[object], names: Sequence[str]) -> NDArray[np.int64]:
+    """Find the row of each name among the fitted classes, without regard to case.
+
+    Raises
+    ------
+    DataError
+        A name is not among them.
+    """
+    row_of = {name.casefold(): row for row, name in enumerate(names)}
+    cleaned = [clean_name(str(name)).casefold() for name in wanted]
+    unknown = [name for name, clean in zip(wanted, cleaned, strict=True) if clean not in row_of]
+    if unknown:
+        raise DataError(
+            f"Got classes that this classifier does not know: {unknown[:8]}. It knows "
+            f"{list(names)[:8]}{'...' if len(names) > 8 else ''}."
+        )
+    return np.array([row_of[clean] for clean in cleaned], dtype=np.int64)
+
+
+def match_labels(labels: Labels, names: Sequence[str], classes: NDArray[Any]) -> Tensor:
+    """Give rows of the fitted classes `[N]` for labels: names, rows, or the integers of `classes`."""
+    marks = np.asarray(labels)
+    if classes.dtype.kind in "iu" or marks.dtype.kind not in "iu":
+        return torch.from_numpy(match_names(marks.ravel().tolist(), names))
+    if not (len(marks) and marks.min() >= 0 and marks.max() < len(names)):
+        raise DataError(f"Got integer labels that leave 0 to {len(names) - 1}, or none.")
+    return torch.from_numpy(marks.ravel().astype(np.int64))
 
 
 def read_class_weights(given: Tensor | NDArray[Any], classes: int) -> Tensor:

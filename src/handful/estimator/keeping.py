@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -37,6 +38,7 @@ def describe(clf: FewShotClassifier) -> dict[str, Any]:
         "class_names": list(clf.class_names_),
         "classes": clf.classes_.tolist(),
         "shots": clf.shots_,
+        "support": clf.support_,
         "learned_on": clf.learned_on_,
         "backbone": {"name": getattr(backbone, "name", backbone), "fingerprint": clf.fingerprint_},
         "templates": clf.templates_,
@@ -110,7 +112,8 @@ def _unfitted(cls: type[Classifier], facts: dict[str, Any], backbone: Backbone |
     if not set(facts["parameters"]) <= known:
         raise CheckpointError(f"Unknown parameters {sorted(set(facts['parameters']) - known)}.")
     kinds: dict[str, type] = {
-        "selected": dict, "notes": list, "shots": list, "learned_on": list, "templates": list,
+        "selected": dict, "notes": list, "shots": list, "support": list, "learned_on": list,
+        "templates": list,
     }  # fmt: skip
     for key, expected in kinds.items():
         if not isinstance(facts.get(key, expected()), expected):
@@ -128,11 +131,13 @@ def _unfitted(cls: type[Classifier], facts: dict[str, Any], backbone: Backbone |
     clf.fitted_with_ = clf.get_params(deep=False)
     clf.shots_, clf.fingerprint_ = facts.get("shots", []), str(recorded or "")
     clf.selection_, clf.selected_ = facts["selection"], facts.get("selected", {})
-    clf.notes_, clf.losses_ = facts.get("notes", []), []
+    clf.notes_, clf.losses_, clf.support_ = facts.get("notes", []), [], facts.get("support", [])
     clf.learned_on_, clf.templates_ = facts.get("learned_on", []), facts.get("templates", [])
     return clf
 
 
 def _plain(value: Any) -> Any:
-    """Turn numpy's scalars and any sequence into what JSON knows."""
+    """Turn numpy's scalars, paths and any sequence into what JSON knows."""
+    if isinstance(value, PurePath):
+        return str(value)
     return value.item() if isinstance(value, np.generic) else list(value)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.images import check_files, decode, in_threads, refuse_unreadable
+from handful.data.sets import Rows, choose_rows
 from handful.errors import DataError
 from handful.types import ImageLike
 
@@ -35,6 +36,11 @@ class Online:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def __getitem__(self, rows: Rows) -> Online:
+        """Choose rows."""
+        chosen = choose_rows(rows, len(self))
+        return Online(self.backbone, tuple(self.items[row] for row in chosen), self.crop_scale)
 
     def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Give the feature of one new random crop of each of some images, `[B, E]`."""

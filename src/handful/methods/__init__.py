@@ -11,27 +11,46 @@ from handful.backbones import Backbone, load_backbone, reload_backbone
 from handful.errors import BackboneError, CheckpointError, unexpected
 from handful.estimator import FewShotClassifier
 from handful.estimator.keeping import for_classes, restore
+from handful.methods.clip_adapter import ClipAdapter
 from handful.methods.cocoop import CoCoOp
 from handful.methods.coop import CoOp
 from handful.methods.linear_probe import LinearProbe
+from handful.methods.meta_adapter import MetaAdapter, Refiner, load_refiner, refine
 from handful.methods.text_tuning import TextTuning
-from handful.methods.tip_adapter import TipAdapter
+from handful.methods.tip_adapter import TipAdapter, TipAdapterF
 from handful.methods.zero_shot import ZeroShot
 
 __all__ = [
     "METHODS",
+    "ClipAdapter",
     "CoCoOp",
     "CoOp",
     "LinearProbe",
+    "MetaAdapter",
+    "Refiner",
     "TextTuning",
     "TipAdapter",
+    "TipAdapterF",
     "ZeroShot",
     "find_method",
     "load",
+    "load_refiner",
+    "refine",
 ]
 
 METHODS: dict[str, type[FewShotClassifier]] = {
-    cls.method: cls for cls in (ZeroShot, LinearProbe, TipAdapter, TextTuning, CoOp, CoCoOp)
+    cls.method: cls
+    for cls in (
+        ZeroShot,
+        LinearProbe,
+        TipAdapter,
+        TipAdapterF,
+        MetaAdapter,
+        ClipAdapter,
+        TextTuning,
+        CoOp,
+        CoCoOp,
+    )
 }
 """The built-in methods by name. A third party's method is an import path, `pkg.module:Class`."""
 

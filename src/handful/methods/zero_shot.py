@@ -33,6 +33,7 @@ class ZeroShot(FewShotClassifier):
     """
 
     method: ClassVar[str] = "zero-shot"
+    online: ClassVar[bool] = True
 
     def __init__(
         self,

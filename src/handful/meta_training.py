@@ -1,0 +1,196 @@
+"""Training a Meta-Adapter, once, on classes that have images; it then serves any others (methods.md §6).
+
+Two regimes: the published one, and true episodes, which are ours.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from handful.backbones import Backbone
+from handful.data import ImageSet
+from handful.errors import DataError, check_integer, unexpected
+from handful.features import Features, encode
+from handful.heads import CosineHead
+from handful.methods.meta_adapter import Refiner
+from handful.prompts import class_weights
+from handful.search import by_class
+from handful.train import Batch, seeded, shuffled, tip_recipe, train
+
+BATCH_SIZE = 64
+
+
+class Published(nn.Module):
+    """The published way of training: all classes at once, one support that newcomers enter (§6.2)."""
+
+    def __init__(self, refiner: Refiner, text: Tensor, support: Tensor, scale: float) -> None:
+        super().__init__()
+        self.refiner, self.text, self.scale = refiner, text, scale
+        self.support = support.clone()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `[B, C]` of features `[B, E]`."""
+        return CosineHead(self.refiner(self.text, self.support), self.scale).logits(features)
+
+    def enter(self, features: Tensor, labels: Tensor) -> None:
+        """Put each image first into its class's support, and drop the last: first in, first out."""
+        for x, label in zip(F.normalize(features, dim=-1), labels.tolist(), strict=True):
+            self.support[label] = torch.cat([x[None], self.support[label, :-1]])
+
+
+class Episodic(nn.Module):
+    """Our way: each step is a small task of its own, `ways` classes with `shots` images to learn from.
+
+    A batch holds `[ways, shots + queries, E]`, flattened; the classes' rows are set by the sampler.
+    Queries are told apart among the classes of their task, so no class is seen that is not base.
+    """
+
+    def __init__(self, refiner: Refiner, text: Tensor, shots: int, scale: float) -> None:
+        super().__init__()
+        self.refiner, self.text, self.shots, self.scale = refiner, text, shots, scale
+        self.classes = torch.arange(len(text))
+        self.hidden = 0
+        """Shots that this task lacks, so that the network meets every number of them."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `[ways queries, ways]`."""
+        images = F.normalize(features, dim=-1).view(len(self.classes), -1, features.shape[-1])
+        support, queries = images[:, self.hidden : self.shots], images[:, self.shots :]
+        weights = self.refiner(self.text[self.classes], support)
+        return CosineHead(weights, self.scale).logits(queries.flatten(0, 1))
+
+
+def meta_train(
+    backbone: Backbone,
+    images: ImageSet,
+    *,
+    regime: Literal["episodic", "published"] = "episodic",
+    templates: str | Sequence[str] = "default",
+    shots: int = 16,
+    ways: int = 32,
+    queries: int = 4,
+    epochs: int = 5,
+    lr: float = 1e-4,
+    views: int = 10,
+    seed: int = 0,
+) -> Refiner:
+    """Train a Meta-Adapter's network on base classes, or on a source data set, once and for all.
+
+    Parameters
+    ----------
+    backbone
+        Whose features it is for.
+    images
+        Images of the base classes, tens of each; they are both support and query.
+    regime
+        `"episodic"` is ours: each step is a task of `ways` classes, with 0 to `shots` images of each
+        to learn from and `queries` to tell apart. `"published"`: batches of 64 images told apart
+        among all classes, and one support of `shots` images that they enter, first in, first out.
+        (The published script keeps the epoch that is best on novel test images, and its softmax has
+        the novel classes in it; here the last epoch is kept, and no other class is seen.)
+    templates
+        Of the class weights that it learns to refine.
+    epochs, lr
+        Of AdamW with epsilon 1e-4 and a cosine at every step; 5 and 1e-4 are published.
+    views, seed
+        Augmented views of each image, and the seed of everything.
+
+    Returns
+    -------
+    Refiner
+        Use it with `handful.refine`, or `save` it for `handful.MetaAdapter(refiner=path)`.
+    """
+    features, labels = encode(backbone, images, views=views, seed=seed), torch.as_tensor(images.labels)
+    text = class_weights(backbone, images.class_names, templates).cpu()
+    settings = {
+        "regime": regime, "shots": shots, "ways": ways, "queries": queries, "epochs": epochs, "lr": lr,
+        "views": views, "seed": seed, "templates": templates, "images": len(images),
+    }  # fmt: skip
+    facts = {
+        "method": "meta-adapter",
+        "parameters": {},
+        "training": settings,
+        "class_names": list(images.class_names),
+        "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
+        "head": {"kind": "refiner"},
+        "selection": "fixed",
+        "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    refiner = Refiner(text.shape[1], facts).reset(seeded(seed))
+    check_integer("shots", shots, 1)
+    if regime == "published":
+        losses = train_published(refiner, features, labels, text, backbone.scale, shots, epochs, lr, seed)
+    elif regime == "episodic":
+        sizes = (shots, check_integer("ways", ways, 2), check_integer("queries", queries, 1))
+        losses = train_episodes(refiner, features, labels, text, backbone.scale, sizes, epochs, lr, seed)
+    else:
+        raise unexpected("regime", regime, "'episodic' or 'published'")
+    settings["loss"] = sum(losses[-100:]) / len(losses[-100:])
+    return refiner.requires_grad_(False)
+
+
+def train_published(
+    refiner: Refiner,
+    features: Features,
+    labels: Tensor,
+    text: Tensor,
+    scale: float,
+    shots: int,
+    epochs: int,
+    lr: float,
+    seed: int,
+) -> list[float]:
+    """Train with all classes in every step; a class with fewer images than `shots` repeats them."""
+    index, generator = by_class(labels, len(text)), seeded(seed)
+    have = (index >= 0).sum(1, keepdim=True)
+    rows = index.gather(1, torch.arange(shots) % have)
+    model = Published(refiner, text, features.directions()[rows], scale)
+
+    def epoch() -> Iterator[Batch]:
+        for x, y in shuffled(features, labels, BATCH_SIZE, generator, keep_last=True):
+            yield x, y
+            model.enter(x, y)
+
+    return train(model, epoch, tip_recipe(epochs, BATCH_SIZE, lr), math.ceil(len(labels) / BATCH_SIZE))
+
+
+def train_episodes(
+    refiner: Refiner,
+    features: Features,
+    labels: Tensor,
+    text: Tensor,
+    scale: float,
+    sizes: tuple[int, int, int],
+    epochs: int,
+    lr: float,
+    seed: int,
+) -> list[float]:
+    """Train on tasks drawn from the base classes; an epoch has as many queries as there are images."""
+    shots, ways, queries = sizes
+    index, generator = by_class(labels, len(text)), seeded(seed)
+    counts = (index >= 0).sum(1)
+    usable = torch.nonzero(counts > queries)[:, 0]
+    ways = min(ways, len(usable))
+    if ways < 2:
+        raise DataError(f"Got {len(usable)} classes of more than {queries} images, expected at least two.")
+    shots = min(shots, int(counts[usable].min()) - queries)
+    model, steps = Episodic(refiner, text, shots, scale), math.ceil(len(labels) / (ways * queries))
+
+    def epoch() -> Iterator[Batch]:
+        for _ in range(steps):
+            model.classes = usable[torch.randperm(len(usable), generator=generator)[:ways]]
+            model.hidden = int(torch.randint(shots + 1, (), generator=generator))
+            rows = [
+                index[c, torch.randperm(int(counts[c]), generator=generator)[: shots + queries]]
+                for c in model.classes.tolist()
+            ]
+            yield features.sample(torch.cat(rows), generator), torch.arange(ways).repeat_interleave(queries)
+
+    return train(model, epoch, tip_recipe(epochs, ways * queries, lr), steps)

@@ -1,0 +1,302 @@
+"""Meta-Adapter: a network, trained once, refines class weights by a few images (Song et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from handful import checkpoint
+from handful.backbones import Backbone
+from handful.errors import CheckpointError, DataError, FingerprintError, ParameterError
+from handful.estimator import FewShotClassifier, Task
+from handful.heads import (
+    CosineHead,
+    Head,
+    Place,
+    Shapes,
+    check_rows,
+    expect,
+    number,
+    support_shapes,
+)
+from handful.search import by_class
+
+SHIPPED = "assets/mini/meta_adapter.safetensors"
+"""The network for the embedded backbone: `tools/train_meta.py` made it."""
+
+
+class Refiner(nn.Module):
+    """The network: gated attention of each class weight over its own support (equations 4 to 6).
+
+    With `S+ = [q; S]`, for each class on its own,
+
+        a = softmax((q Wq)(S+ Wk)^T / sqrt(E)),   c = a S+,   g = sigmoid(q wa + ba)
+        refine(q, S) = norm(q + g c)
+
+    Values are not projected, the class weight is a key and a value too, and one head is meant, as
+    published (methods.md §6.1). 2 E^2 + E + 1 parameters.
+    """
+
+    def __init__(self, width: int, facts: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.facts = facts or {}
+        """What is known of its training."""
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.alpha_proj = nn.Linear(width, 1)
+
+    def reset(self, generator: torch.Generator) -> Self:
+        """Start as published: Xavier-uniform weights, the gate's bias 1."""
+        for layer in (self.q_proj, self.k_proj, self.alpha_proj):
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+        nn.init.ones_(self.alpha_proj.bias)
+        return self
+
+    def forward(self, class_weights: Tensor, support: Tensor, present: Tensor | None = None) -> Tensor:
+        """Refine class weights.
+
+        Parameters
+        ----------
+        class_weights
+            `[C, E]`, rows of unit norm.
+        support
+            `[C, K, E]`, unit vectors; K may be 0.
+        present
+            `[C, K]` of bool: which of them there are; all by default.
+
+        Returns
+        -------
+        class_weights
+            `[C, E]`, rows of unit norm.
+        """
+        keys = torch.cat([class_weights[:, None], support], 1)  # [C, K + 1, E]
+        read = (self.attention(class_weights, keys, present)[:, None] @ keys)[:, 0]  # [C, E]
+        return F.normalize(class_weights + self.gate(class_weights) * read, dim=-1)
+
+    def attention(self, class_weights: Tensor, keys: Tensor, present: Tensor | None) -> Tensor:
+        """How much each class looks at itself and at its support, `[C, K + 1]`, rows that add up to 1."""
+        scores = (self.q_proj(class_weights)[:, None] * self.k_proj(keys)).sum(-1) / keys.shape[-1] ** 0.5
+        if present is not None:
+            itself = present.new_ones(len(present), 1)
+            scores = scores.masked_fill(~torch.cat([itself, present], 1), -torch.inf)
+        return scores.softmax(1)
+
+    def gate(self, class_weights: Tensor) -> Tensor:
+        """How much of what was read enters each class, `[C, 1]`, between 0 and 1."""
+        return self.alpha_proj(class_weights).sigmoid()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by name, as a file holds them."""
+        return {name: value.detach().clone() for name, value in self.state_dict().items()}
+
+    def save(self, path: str | Path) -> Path:
+        """Save on its own, with what is known of its training, for any classes of the same backbone."""
+        checkpoint.write_learned(Path(path), self.tensors(), self.facts)
+        return Path(path)
+
+
+def load_refiner(path: str | Path, backbone: Backbone | None = None) -> Refiner:
+    """Load a network that `Refiner.save` wrote, and check that it belongs to a backbone.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, damaged, or holds something else.
+    FingerprintError
+        It was trained on the features of another backbone.
+    """
+    tensors, facts = checkpoint.read_learned(Path(path))
+    if facts["method"] != "meta-adapter":
+        raise CheckpointError(f"{path} holds what {facts['method']!r} learned, expected 'meta-adapter'.")
+    recorded = facts["backbone"].get("fingerprint")
+    if backbone is not None and recorded != backbone.fingerprint:
+        raise FingerprintError(
+            f"{path} was trained on {facts['backbone'].get('name')!r} with fingerprint {str(recorded)[:12]}, "
+            f"and {backbone.name!r} has {backbone.fingerprint[:12]}. Train one for it: handful meta-train."
+        )
+    expect(tensors, SHAPES)
+    return build(tensors, facts)
+
+
+def build(tensors: dict[str, Tensor], facts: dict[str, Any] | None = None) -> Refiner:
+    """Build the network from its weights."""
+    refiner = Refiner(tensors["q_proj.weight"].shape[1], facts)
+    refiner.load_state_dict(tensors)
+    return refiner.requires_grad_(False)
+
+
+SHAPES: Shapes = {
+    "q_proj.weight": ("E", "E"), "k_proj.weight": ("E", "E"), "alpha_proj.weight": (1, "E"),
+    "alpha_proj.bias": (1,),
+}  # fmt: skip
+
+
+@torch.no_grad()
+def refine(class_weights: Tensor, support: Tensor, adapter: Refiner, labels: Tensor | None = None) -> Tensor:
+    """Refine a text classifier by a few labelled vectors of the same space, for any cosine head.
+
+    Nothing is trained, and no class has a say in another's weight. It serves classifiers of images,
+    and open-vocabulary detectors whose head is a cosine to class weights (methods.md §6.3).
+
+    Parameters
+    ----------
+    class_weights
+        `[C, E]`; text features of names, of prompt ensembles, of learned prompts.
+    support
+        `[C, K, E]`; or `[N, E]` with `labels [N]`, where classes may have unequal shots, or none.
+    adapter
+        From `load_refiner`, `meta_train` or `MetaAdapter.refiner_`.
+
+    Returns
+    -------
+    class_weights
+        `[C, E]`, rows of unit norm.
+    """
+    classes, width = class_weights.shape
+    present = None
+    if labels is not None:
+        index, present = support_index(labels, classes)
+        support = support[index] if len(support) else support.new_zeros(classes, 0, width)
+    if support.shape[0] != classes or support.ndim != 3 or support.shape[2] != width:
+        raise DataError(f"Got support of shape {list(support.shape)}, expected [{classes}, K, {width}].")
+    return adapter(F.normalize(class_weights, dim=-1), F.normalize(support, dim=-1), present)
+
+
+def support_index(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Rows of each class's support images `[C, K]`, and which of them there are, `[C, K]` of bool."""
+    index = by_class(labels, classes)
+    return index, index >= 0
+
+
+@dataclass(frozen=True)
+class RefinedHead:
+    """Class weights, the support set, and the network that refines the one by the other."""
+
+    kind: ClassVar[str] = "refined"
+    needs: ClassVar[Literal["features", "pixels"]] = "features"
+    class_weights: Tensor
+    keys: Tensor
+    labels: Tensor
+    scale: float
+    refiner: Refiner = field(repr=False)
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return self.class_weights.shape[1]
+
+    @cached_property
+    def refined(self) -> Tensor:
+        """The class weights that serve, `[C, E]`."""
+        return refine(self.class_weights, self.keys, self.refiner, self.labels)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Cosine to each refined class weight, times the scale."""
+        return CosineHead(self.refined, self.scale).logits(features)
+
+    @torch.no_grad()
+    def evidence(self, feature: Tensor) -> Tensor:
+        """What each support image adds to its class's cosine for a feature `[E]`: `[N]`."""
+        attention, gate = self.keys.new_zeros(len(self.keys)), self.refiner.gate(self.class_weights)[:, 0]
+        index, present = support_index(self.labels, len(self.class_weights))
+        keys = torch.cat([self.class_weights[:, None], self.keys[index]], 1) if len(self.keys) else None
+        if keys is not None:
+            shares = self.refiner.attention(self.class_weights, keys, present)[:, 1:]
+            attention[index[present]] = (gate[:, None] * shares)[present]
+        return (attention * (self.keys @ F.normalize(feature, dim=-1))).clamp(min=0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`class_weights [C, E]` (not refined), `keys [N, E]`, `labels [N]`, and the network's."""
+        network = {f"refiner.{name}": value for name, value in self.refiner.tensors().items()}
+        return {"class_weights": self.class_weights, "keys": self.keys, "labels": self.labels, **network}
+
+    def settings(self) -> dict[str, Any]:
+        """`scale`, the inverse temperature."""
+        return {"scale": self.scale}
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
+        """Check and build."""
+        network: Shapes = {f"refiner.{name}": shape for name, shape in SHAPES.items()}
+        expect(tensors, support_shapes(len(place.class_names)) | network)
+        check_rows(tensors["labels"], len(place.class_names))
+        plain = {name.removeprefix("refiner."): tensors[name] for name in network}
+        text, keys, labels = (tensors[name] for name in ("class_weights", "keys", "labels"))
+        return cls(text, keys, labels, number(settings, "scale"), build(plain))
+
+
+class MetaAdapter(FewShotClassifier):
+    """Class weights refined by their support images, through a network that was trained on others.
+
+    Fitting trains nothing: a class may have any number of images, none too.
+
+    Parameters
+    ----------
+    backbone
+        A backbone, or the name of one.
+    refiner
+        The file of a network that was trained on this backbone's features (`handful meta-train`,
+        `handful.meta_train`); None takes the one that ships with `mini`.
+    templates
+        Of the text classifier that is refined; `fit(..., class_weights=)` refines any other.
+    views
+        Augmented views behind each support vector; the published recipe takes 10.
+    seed
+        Of the views.
+    """
+
+    method: ClassVar[str] = "meta-adapter"
+    head_type: ClassVar[type[Head]] = RefinedHead
+    online: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        backbone: Backbone | str | None = None,
+        *,
+        refiner: str | Path | None = None,
+        templates: str | Sequence[str] = "default",
+        views: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.refiner = refiner
+        self.templates = templates
+        self.views = views
+        self.seed = seed
+
+    def network(self, task: Task) -> Refiner:
+        """Load the network that serves a task's features."""
+        if self.refiner is not None:
+            return load_refiner(self.refiner, task.encoder)
+        if task.encoder is None or task.encoder.name != "mini":
+            raise ParameterError(
+                "Got refiner=None, which is the network that ships with 'mini', expected the file of one "
+                "trained for this backbone. Make one on other classes: handful meta-train FOLDER."
+            )
+        with as_file(files("handful").joinpath(SHIPPED)) as path:
+            return load_refiner(path, task.encoder)
+
+    def fit_head(self, task: Task) -> RefinedHead:
+        """Keep the support set and the network."""
+        return self.head_for(task, self.network(task))
+
+    def refit_head(self, head: Head, task: Task) -> RefinedHead:
+        """Keep the network that the fitted head has."""
+        assert isinstance(head, RefinedHead)
+        return self.head_for(task, head.refiner)
+
+    def head_for(self, task: Task, refiner: Refiner) -> RefinedHead:
+        """Check the widths, and put the parts together."""
+        keys, text = task.support.directions(), task.text_weights
+        trained = refiner.q_proj.in_features
+        if trained != text.shape[1]:
+            raise DataError(f"This network was trained on features {trained} wide, got {text.shape[1]}.")
+        return RefinedHead(text, keys, task.labels, task.scale, refiner)
