@@ -17,7 +17,8 @@ from handful import checkpoint, files
 
 FORMS = {
     "zero-shot": {},
-    "linear-probe": {"selection": "fixed"},
+    "linear-probe": {"strength": 2.0},
+    "logistic-probe": {"selection": "fixed"},
     "tip-adapter": {"alpha": 2.5, "templates": ["a {}.", "the {}."]},
     "tip-adapter-f": {"alpha": 2.5, "epochs": 2, "views": 2},
     "meta-adapter": {"views": 2},

@@ -135,4 +135,4 @@ def test_demo_on_two_shots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tour.run_demo(tmp_path, out, said.append)
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert handful.load(tmp_path / "best").score([tmp_path / "digits/test/zero/0000.png"], ["zero"]) in (0, 1)
-    assert "6 of 6 fits done" in " ".join(said)
+    assert "10 of 10 fits done" in " ".join(said)

@@ -86,26 +86,26 @@ def test_bad_class_names(tiny: handful.Backbone, names: list[str]):
 # -- linear probe ------------------------------------------------------------------------------------
 
 
-def test_linear_probe_is_logistic_regression_on_raw_features():
+def test_logistic_probe_is_logistic_regression_on_raw_features():
     features, labels, _ = toy()
-    clf = handful.LinearProbe(selection="fixed", C=0.5).fit(features, labels)
+    clf = handful.LogisticProbe(selection="fixed", C=0.5).fit(features, labels)
     model = LogisticRegression(C=0.5, max_iter=1000).fit(features.numpy(), labels)
     test = 3 * toy(seed=0)[0] + 0.1
     np.testing.assert_allclose(clf.predict_proba(test), model.predict_proba(test.numpy()), atol=1e-4)
     assert clf.predict(test).dtype.kind == "i"
 
 
-def test_linear_probe_of_two_classes():
+def test_logistic_probe_of_two_classes():
     features, labels, _ = toy()
     features, labels = features[labels < 2], labels[labels < 2]
-    clf = handful.LinearProbe(selection="fixed").fit(features, labels)
+    clf = handful.LogisticProbe(selection="fixed").fit(features, labels)
     model = LogisticRegression(C=0.316, max_iter=1000).fit(features.numpy(), labels)
     np.testing.assert_allclose(clf.predict_proba(features), model.predict_proba(features.numpy()), atol=1e-5)
 
 
-def test_linear_probe_at_one_shot_says_that_nothing_was_searched():
+def test_logistic_probe_at_one_shot_says_that_nothing_was_searched():
     features, labels, _ = toy(shots=1)
-    clf = handful.LinearProbe().fit(features, labels)
+    clf = handful.LogisticProbe().fit(features, labels)
     assert clf.selection_ == "fixed"
     assert "not searched" in clf.notes_[0]
     assert clf.selected_ == {"C": 0.316}
@@ -308,7 +308,7 @@ def test_integer_labels(mini: handful.Backbone):
     features, labels, _ = toy()
     with pytest.raises(handful.DataError, match="class_names"):
         handful.TipAdapter(mini).fit(features, labels)
-    clf = handful.LinearProbe(selection="fixed").fit(features, labels + 7)
+    clf = handful.LogisticProbe(selection="fixed").fit(features, labels + 7)
     assert set(clf.predict(features)) == {7, 8, 9}
     assert clf.score(features, labels + 7) > 0.9
 
@@ -423,9 +423,9 @@ def test_an_image_in_memory_is_known_by_what_is_seen(mini: handful.Backbone):
         ("tip-adapter", {"alpha": "abc"}),
         ("tip-adapter", {"beta": None}),
         ("tip-adapter", {"alpha": True}),
-        ("linear-probe", {"C": float("nan")}),
-        ("linear-probe", {"folds": 1}),
-        ("linear-probe", {"folds": 2.5}),
+        ("logistic-probe", {"C": float("nan")}),
+        ("logistic-probe", {"folds": 1}),
+        ("logistic-probe", {"folds": 2.5}),
     ],
 )
 def test_parameters_are_checked(method: str, bad: dict[str, object]):
@@ -443,11 +443,11 @@ def test_parameters_are_checked(method: str, bad: dict[str, object]):
 )  # fmt: skip
 def test_labels_and_names_are_checked(labels: list, names: object):
     with pytest.raises((handful.DataError, handful.ParameterError)):
-        handful.LinearProbe(selection="fixed").fit(X, labels, class_names=names)
+        handful.LogisticProbe(selection="fixed").fit(X, labels, class_names=names)
 
 
 def test_names_may_be_an_array():
-    clf = handful.LinearProbe(selection="fixed").fit(X, AB, class_names=np.array(["b", "a"]))
+    clf = handful.LogisticProbe(selection="fixed").fit(X, AB, class_names=np.array(["b", "a"]))
     assert clf.classes_.tolist() == ["b", "a"]
 
 

@@ -226,7 +226,7 @@ def test_zero_shot_takes_other_names_and_a_cache_does_not(mini: handful.Backbone
     there = handful.ZeroShot(mini).fit(class_names=["a", "b"]).with_classes(["lamp", "cat"])
     expected = handful.ZeroShot(mini).fit(class_names=["lamp", "cat"])
     np.testing.assert_array_equal(there.decision_function(support), expected.decision_function(support))
-    for method in (handful.TipAdapter, handful.LinearProbe):
+    for method in (handful.TipAdapter, handful.LogisticProbe):
         with pytest.raises(handful.ParameterError, match="knows its classes from their images"):
             method(mini).fit(support).with_classes(["lamp", "cat"])
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from handful.backbones import Backbone, load_backbone
-    from handful.data import ImageSet, few_shot, read_split_zhou
+    from handful.data import ImageSet, Regions, few_shot, read_coco, read_split_zhou
     from handful.errors import (
         BackboneError,
         CheckpointError,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         CoCoOp,
         CoOp,
         LinearProbe,
+        LogisticProbe,
         MetaAdapter,
         Refiner,
         TextTuning,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "backbones": ("Backbone", "load_backbone"),
-    "data": ("ImageSet", "few_shot", "read_split_zhou"),
+    "data": ("ImageSet", "Regions", "few_shot", "read_coco", "read_split_zhou"),
     "errors": (
         "BackboneError",
         "CheckpointError",
@@ -73,6 +74,7 @@ _ROOMS = {
         "CoCoOp",
         "CoOp",
         "LinearProbe",
+        "LogisticProbe",
         "MetaAdapter",
         "Refiner",
         "TextTuning",
@@ -104,10 +106,12 @@ __all__ = [
     "HandfulError",
     "ImageSet",
     "LinearProbe",
+    "LogisticProbe",
     "MetaAdapter",
     "NotFitted",
     "ParameterError",
     "Refiner",
+    "Regions",
     "SeamError",
     "TextTuning",
     "TipAdapter",
@@ -122,6 +126,7 @@ __all__ = [
     "load_backbone",
     "load_refiner",
     "meta_train",
+    "read_coco",
     "read_split_zhou",
     "refine",
 ]

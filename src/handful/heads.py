@@ -81,7 +81,7 @@ class CosineHead:
         return self.scale * F.normalize(features, dim=-1) @ self.class_weights.T
 
     def tensors(self) -> dict[str, Tensor]:
-        """`class_weights [C, E]`, rows of unit norm."""
+        """`class_weights [C, E]`; rows of unit norm, but for the linear probe's."""
         return {"class_weights": self.class_weights}
 
     def settings(self) -> dict[str, Any]:

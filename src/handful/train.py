@@ -127,6 +127,52 @@ def shuffled(
             yield source.sample(rows, generator), labels[rows]
 
 
+def descend(model: nn.Module, loss: Callable[[], Tensor], most: int, tolerance: float) -> list[float]:
+    """Find the minimum of a smooth loss by L-BFGS, with all images at every step.
+
+    Parameters
+    ----------
+    model
+        Whose parameters are moved.
+    loss
+        Gives the loss where they are.
+    most
+        Steps at most.
+    tolerance
+        It ends when a step changes the loss by less.
+
+    Returns
+    -------
+    losses
+        At every evaluation.
+
+    Raises
+    ------
+    TrainingError
+        The loss is NaN or infinite.
+    """
+    losses: list[float] = []
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=most, tolerance_change=tolerance, history_size=10,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def evaluate() -> float:
+        optimizer.zero_grad()
+        now = loss()
+        now.backward()
+        losses.append(now.item())
+        if not math.isfinite(losses[-1]):
+            raise TrainingError(
+                f"The loss became {losses[-1]} at evaluation {len(losses)}: check the features."
+            )
+        return losses[-1]
+
+    with torch.enable_grad():
+        optimizer.step(evaluate)
+    return losses
+
+
 def train_on(
     model: nn.Module, source: Source, labels: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> list[float]:

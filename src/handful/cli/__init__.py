@@ -1,4 +1,4 @@
-"""The command line: `handful demo | fit | predict | evaluate | explain | info`.
+"""The command line: `handful demo | fit | meta-train | predict | evaluate | explain | info`.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 it failed, 2 the call was
 wrong, 130 interrupted. Nothing heavy is imported before a command runs.
@@ -89,7 +89,8 @@ def fit(
     method: Annotated[
         str,
         typer.Option(
-            help="zero-shot, linear-probe, tip-adapter, text-tuning, coop, cocoop, or pkg.module:Class."
+            help="zero-shot, linear-probe, logistic-probe, tip-adapter, tip-adapter-f, clip-adapter, "
+            "meta-adapter, text-tuning, coop, cocoop, or pkg.module:Class."
         ),
     ] = "tip-adapter",
     backbone: Annotated[
@@ -100,6 +101,9 @@ def fit(
         int | None, typer.Option(min=1, help="Draw this many images per class; all by default.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Which draw: CoOp's for this seed.")] = 1,
+    validation: Annotated[
+        Path | None, typer.Option(help="Labelled images for -p selection=val (the test set for oracle).")
+    ] = None,
     param: Annotated[
         list[str] | None,
         typer.Option("--param", "-p", help="A parameter of the method, name=value; repeatable."),
@@ -125,7 +129,8 @@ def fit(
     support = few_shot(images, shots, seed) if shots else images
     model = load_backbone(backbone, weights=weights)
     start = time.perf_counter()
-    clf = cls(model, **parameters).fit(support)
+    seen = None if validation is None else _read(validation, on_error)
+    clf = cls(model, **parameters).fit(support, validation=seen)
     seconds = time.perf_counter() - start
     clf.save(out)
     for note in clf.notes_:
@@ -140,6 +145,30 @@ def fit(
         "seconds": round(seconds, 2),
     }
     typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
+
+
+@app.command()
+def meta_train(
+    folder: Data,
+    backbone: Annotated[str, typer.Option(help="As for fit.")] = "mini",
+    weights: Annotated[Path | None, typer.Option(help="The weights, for a config.json.")] = None,
+    regime: Annotated[str, typer.Option(help="episodic (ours) or published.")] = "episodic",
+    shots: Annotated[int, typer.Option(min=1, help="Support images of a class, at most.")] = 16,
+    epochs: Annotated[int, typer.Option(min=1)] = 5,
+    lr: Annotated[float, typer.Option()] = 1e-4,
+    seed: Annotated[int, typer.Option()] = 0,
+    out: Annotated[Path, typer.Option(help="Where to save the network.")] = Path("meta_adapter.safetensors"),
+    on_error: OnError = "raise",
+) -> None:
+    """Train Meta-Adapter's network once, for `fit --method meta-adapter -p refiner=FILE` on any classes."""
+    from handful import load_backbone
+    from handful import meta_train as train
+
+    images = _read(folder, on_error)
+    model = load_backbone(backbone, weights=weights)
+    refiner = train(model, images, regime=regime, shots=shots, epochs=epochs, lr=lr, seed=seed)  # type: ignore[arg-type]
+    refiner.save(out)
+    typer.echo(f"{out}: trained on {len(images)} images, last loss {refiner.facts['training']['loss']:.4f}")
 
 
 @app.command()
@@ -225,14 +254,22 @@ def evaluate(model: Model, folder: Data, on_error: OnError = "raise", as_json: A
 @app.command()
 def explain(
     model: Model,
-    top: Annotated[int, typer.Option(min=1, help="How many words for each vector.")] = 3,
+    image: Annotated[Path | None, typer.Argument(help="An image to say the decision on.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many support images, or words.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Name the words nearest to the context that coop or cocoop learned."""
+    """Say why an image is told as it is; without one, which words coop's or cocoop's context is near."""
+    from dataclasses import asdict
+
     from handful import load
     from handful.analysis.words import explain_context
 
-    found = explain_context(load(model), top)
+    clf = load(model)
+    if image is not None:
+        why = clf.explain(image, top)
+        typer.echo(json.dumps(asdict(why), ensure_ascii=False) if as_json else str(why))
+        return
+    found = explain_context(clf, top)
     if as_json:
         plain = {name: [[vars(word) for word in near] for near in own] for name, own in found.items()}
         typer.echo(json.dumps({"contexts": plain}, ensure_ascii=False))

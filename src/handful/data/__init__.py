@@ -1,16 +1,19 @@
 """Images, splits and the catalogue of data sets. Knows nothing of backbones."""
 
 from handful.data.images import decode, digest
+from handful.data.regions import Regions, read_coco
 from handful.data.sets import ImageSet, LeftOut, Report
 from handful.data.splits import draw, few_shot, read_split_zhou
 
 __all__ = [
     "ImageSet",
     "LeftOut",
+    "Regions",
     "Report",
     "decode",
     "digest",
     "draw",
     "few_shot",
+    "read_coco",
     "read_split_zhou",
 ]

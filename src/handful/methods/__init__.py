@@ -15,6 +15,7 @@ from handful.methods.clip_adapter import ClipAdapter
 from handful.methods.cocoop import CoCoOp
 from handful.methods.coop import CoOp
 from handful.methods.linear_probe import LinearProbe
+from handful.methods.logistic_probe import LogisticProbe
 from handful.methods.meta_adapter import MetaAdapter, Refiner, load_refiner, refine
 from handful.methods.text_tuning import TextTuning
 from handful.methods.tip_adapter import TipAdapter, TipAdapterF
@@ -26,6 +27,7 @@ __all__ = [
     "CoCoOp",
     "CoOp",
     "LinearProbe",
+    "LogisticProbe",
     "MetaAdapter",
     "Refiner",
     "TextTuning",
@@ -43,6 +45,7 @@ METHODS: dict[str, type[FewShotClassifier]] = {
     for cls in (
         ZeroShot,
         LinearProbe,
+        LogisticProbe,
         TipAdapter,
         TipAdapterF,
         MetaAdapter,

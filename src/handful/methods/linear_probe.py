@@ -1,43 +1,46 @@
-"""Linear-probe CLIP: logistic regression on raw image features (Radford et al. 2021, §3.2)."""
+"""A linear probe that starts from the text classifier and stays near it: ZS-LP and CLAP (Silva-Rodríguez
+et al. 2024, A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models)."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.errors import check_integer, check_number, unexpected
+from handful.errors import check_integer, check_number
 from handful.estimator import FewShotClassifier, Task
-from handful.heads import Head, LinearHead
-from handful.selection import check_selection, folds, search_c, smallest_class
+from handful.heads import CosineHead
+from handful.train import descend
+
+TOLERANCE = 1e-5
 
 
 class LinearProbe(FewShotClassifier):
-    """Multinomial logistic regression on raw, projected features; reads no class names.
+    """Class weights that move from the text classifier to where the support set wants them.
 
-    `selection="support"` searches C as CoOp's linear probe does, seven decades and then eight steps
-    of bisection (methods.md §1.2), scored by cross-validation inside the support set instead of on
-    a validation split. With one image per class there is nothing to hold out: the fixed C is used,
-    and `notes_` says so.
+    With `x` the unit features and `T [C, E]` the text classifier, the minimum over `W [C, E]` of
+
+        cross_entropy(scale x W^T, y) + strength mean_c lambda_c |w_c - t_c|^2
+
+    where `lambda_c` is the mean zero-shot probability of class c over its own support images (CLAP,
+    §4.2): a class whose name says much stays near its name. There is nothing to choose, and so no
+    validation set. The published code normalises the rows of W and stops SGD after 300 epochs; here
+    they are free, which makes the problem convex: the answer is its minimum, whatever the seed.
 
     Parameters
     ----------
     backbone
-        A backbone, or the name of one; not needed for `Features`.
-    C
-        Inverse strength of the L2 penalty for `selection="fixed"`. The default is the one that
-        CLIP's README gives.
-    selection
-        `"support"` or `"fixed"`.
-    folds
-        At most this many folds.
+        A backbone, or the name of one.
+    strength
+        Of the constraint. 1 is CLAP's; 0 is ZS-LP, which only starts at the text classifier.
+    templates
+        Of the text classifier.
+    max_iter
+        At most this many steps of L-BFGS.
     views
         Augmented views of each image to fit on; 0 takes the image itself.
     seed
@@ -45,73 +48,73 @@ class LinearProbe(FewShotClassifier):
     """
 
     method: ClassVar[str] = "linear-probe"
-    uses_text: ClassVar[bool] = False
-    head_type: ClassVar[type[Head]] = LinearHead
 
     def __init__(
         self,
         backbone: Backbone | str | None = None,
         *,
-        C: float = 0.316,
-        selection: Literal["support", "fixed"] = "support",
-        folds: int = 3,
+        strength: float = 1.0,
+        templates: str | Sequence[str] = "default",
+        max_iter: int = 300,
         views: int = 0,
         seed: int = 0,
     ) -> None:
         self.backbone = backbone
-        self.C = C
-        self.selection = selection
-        self.folds = folds
+        self.strength = strength
+        self.templates = templates
+        self.max_iter = max_iter
         self.views = views
         self.seed = seed
 
-    def fit_head(self, task: Task) -> LinearHead:
-        """Choose C, then fit on the whole support set."""
-        check_selection(self.selection, ["support", "fixed"])
-        c, count = check_number("C", self.C, 0, above=True), check_integer("folds", self.folds, 2)
-        x, y = task.support.values.numpy(), task.labels.numpy()  # [N, V, E], [N]
-        if len(np.unique(y)) < 2:
-            raise unexpected("labels", sorted(set(y.tolist())), "images of at least two classes")
-        shots = smallest_class(y)
-        if self.selection == "support" and shots > 1:
-            c = search_c(cross_validation(x, y, min(shots, count)))
-        elif self.selection == "support":
-            self.selection_ = "fixed"
-            self.notes_.append(f"One image of some class: C was not searched, C={c} was used.")
-        self.selected_ = {"C": c}
-        model = _fit(_solver(c), x, y)
-        weight, bias = model.coef_, model.intercept_
-        if len(weight) == 1:  # two classes: scikit-learn keeps one row
-            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-        full_weight = np.zeros((len(task.class_names), x.shape[-1]), np.float32)
-        full_bias = np.full(len(task.class_names), -1e9, np.float32)  # a class without images
-        full_weight[model.classes_], full_bias[model.classes_] = weight, bias
-        return LinearHead(torch.from_numpy(full_weight), torch.from_numpy(full_bias))
+    def fit_head(self, task: Task) -> CosineHead:
+        """Find the minimum."""
+        strength, most = (
+            check_number("strength", self.strength, 0),
+            check_integer("max_iter", self.max_iter, 1),
+        )
+        values, text = task.support.values, task.text_weights  # [N, V, E], [C, E]
+        x = F.normalize(values.flatten(0, 1), dim=-1)
+        labels = task.labels.repeat_interleave(values.shape[1])
+        anchors = strength * class_confidence(task.scale * x @ text.T, labels)
+        model, away = MovedWeights(text, x, task.scale), float(len(text))
+
+        def loss() -> Tensor:
+            constraint = (anchors * model.moved().square().sum(1)).sum() / away
+            return F.cross_entropy(model(x), labels) + constraint
+
+        self.losses_ = descend(model, loss, most, TOLERANCE)
+        self.selected_ = {"strength": strength}
+        return CosineHead(model.class_weights().detach(), task.scale)
 
 
-def cross_validation(x: NDArray[Any], y: NDArray[Any], count: int) -> Callable[[float], float]:
-    """Give a function of C: the share of held-out images that are right, all views leaving together.
-
-    Each fold's solver starts from its weights at the C before, which saves most of its iterations.
-    """
-    parts = [(fit, out, _solver(1.0, warm_start=True)) for fit, out in folds(y, count)]
-
-    def score(c: float) -> float:
-        right = 0
-        for fit, out, model in parts:
-            _fit(model.set_params(C=c), x[fit], y[fit])
-            right += int((model.predict(x[out].mean(1)) == y[out]).sum())
-        return right / len(y)
-
-    return score
+def class_confidence(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean zero-shot probability of each class over its own images, `[C]`: CLAP's lambda; 1 without any."""
+    classes = logits.shape[1]
+    own = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    counts = torch.bincount(labels, minlength=classes)
+    sums = own.new_zeros(classes).index_add_(0, labels, own)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), 1.0)
 
 
-def _solver(c: float, warm_start: bool = False) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=1000, warm_start=warm_start)
+class MovedWeights(nn.Module):
+    """`W = T + V P`, so that a step in V goes as far along rare directions of the features as along common
+    ones: `P = (X^T X / N + m I)^(-1/2)`, m the mean eigenvalue. The minimum is the same, and near."""
 
+    def __init__(self, text: Tensor, x: Tensor, scale: float) -> None:
+        super().__init__()
+        self.text, self.scale = text, scale
+        values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+        self.whitening = vectors * (values.clamp(min=0) + values.mean()).rsqrt() @ vectors.T
+        self.steps = nn.Parameter(torch.zeros_like(text))
 
-def _fit(model: LogisticRegression, x: NDArray[Any], y: NDArray[Any]) -> LogisticRegression:
-    """Fit on all views `[N, V, E]` of the images of labels `[N]`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(x.reshape(-1, x.shape[-1]), np.repeat(y, x.shape[1]))
+    def moved(self) -> Tensor:
+        """`W - T`, `[C, E]`."""
+        return self.steps @ self.whitening
+
+    def class_weights(self) -> Tensor:
+        """W `[C, E]`; its rows are of any length."""
+        return self.text + self.moved()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map unit features `[N, E]` to logits `[N, C]`."""
+        return self.scale * x @ self.class_weights().T
