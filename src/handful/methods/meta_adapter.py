@@ -164,7 +164,7 @@ def refine(class_weights: Tensor, support: Tensor, adapter: Refiner, labels: Ten
     present = None
     if labels is not None:
         index, present = support_index(labels, classes)
-        support = support[index] if len(support) else support.new_zeros(classes, 0, width)
+        support = support[index] if len(support) else support.new_zeros(*index.shape, width)
     if support.shape[0] != classes or support.ndim != 3 or support.shape[2] != width:
         raise DataError(f"Got support of shape {list(support.shape)}, expected [{classes}, K, {width}].")
     return adapter(F.normalize(class_weights, dim=-1), F.normalize(support, dim=-1), present)
