@@ -97,3 +97,18 @@ def test_regions_are_told_by_group(tmp_path: Path, tiny: handful.Backbone):
     with pytest.raises(handful.DataError, match="same categories"):
         other = handful.Regions(test.files, test.boxes, test.labels, ("x", "y"))
         region_classification(tiny, train, other, refiner)
+
+
+def test_a_rotated_file_is_refused_where_its_boxes_are_for_another_frame(tmp_path: Path):
+    file = annotate(tmp_path / "a", 1)
+    image = Image.open(tmp_path / "a" / "0.png")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a" / "0.png", exif=exif)
+    facts = json.loads(file.read_text())
+    facts["images"][0].update(width=80, height=60)
+    file.write_text(json.dumps(facts))
+    with pytest.raises(handful.DataError, match="upright"):
+        list(handful.read_coco(file, tmp_path / "a").crops())
+    with pytest.raises(handful.ParameterError, match="factor"):
+        list(handful.read_coco(file, tmp_path / "a").crops(float("nan")))

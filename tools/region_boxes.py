@@ -76,7 +76,7 @@ def main() -> None:
         (out / f"{name}.json").write_text(json.dumps(found))
     mini = load_backbone("mini")
     train, test_boxes = (read_coco(out / f"{name}.json", out / name) for name in parts)
-    refiner = load_refiner(REFINER, mini)
+    refiner = load_refiner(REFINER, mini.fingerprint)
     scores = region_classification(mini, train, test_boxes, refiner, rare=5, frequent=20)
     for score in scores:
         print(

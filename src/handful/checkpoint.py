@@ -75,7 +75,7 @@ def read_learned(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = header.get("__metadata__", {})["handful"]
-    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not what clf.save_learned writes ({error}).") from error
     return tensors, _check_facts(path, text.encode())
 

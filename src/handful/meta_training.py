@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handful.backbones import Backbone
+from handful.backbones import Backbone, load_backbone
 from handful.data import ImageSet
 from handful.errors import DataError, check_integer, unexpected
 from handful.features import Features, encode
 from handful.heads import CosineHead
 from handful.methods.meta_adapter import Refiner
-from handful.prompts import class_weights
+from handful.prompts import class_weights, resolve_templates
 from handful.search import by_class
-from handful.train import Batch, seeded, shuffled, tip_recipe, train
+from handful.train import Batch, Recipe, seeded, shuffled, tip_recipe, train
 
 BATCH_SIZE = 64
 
@@ -68,7 +68,7 @@ class Episodic(nn.Module):
 
 
 def meta_train(
-    backbone: Backbone,
+    backbone: Backbone | str,
     images: ImageSet,
     *,
     regime: Literal["episodic", "published"] = "episodic",
@@ -86,15 +86,16 @@ def meta_train(
     Parameters
     ----------
     backbone
-        Whose features it is for.
+        Whose features it is for, or its name.
     images
         Images of the base classes, tens of each; they are both support and query.
     regime
         `"episodic"` is ours: each step is a task of `ways` classes, with 0 to `shots` images of each
         to learn from and `queries` to tell apart. `"published"`: batches of 64 images told apart
         among all classes, and one support of `shots` images that they enter, first in, first out.
-        (The published script keeps the epoch that is best on novel test images, and its softmax has
-        the novel classes in it; here the last epoch is kept, and no other class is seen.)
+        (The published script starts its support from other images than the queries, has the novel
+        classes in its softmax, and keeps the epoch that is best on novel test images. Here the
+        support starts from the same images, no other class is seen, and the last epoch is kept.)
     templates
         Of the class weights that it learns to refine.
     epochs, lr
@@ -107,11 +108,19 @@ def meta_train(
     Refiner
         Use it with `handful.refine`, or `save` it for `handful.MetaAdapter(refiner=path)`.
     """
+    if not isinstance(images, ImageSet):
+        raise unexpected("images", type(images).__name__, "an ImageSet: ImageSet.from_folder, or from_lists")
+    backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
+    shots, ways = check_integer("shots", shots, 1), check_integer("ways", ways, 2)
+    queries, recipe = check_integer("queries", queries, 1), tip_recipe(epochs, BATCH_SIZE, lr)
+    if regime not in ("episodic", "published"):
+        raise unexpected("regime", regime, "'episodic' or 'published'")
     features, labels = encode(backbone, images, views=views, seed=seed), torch.as_tensor(images.labels)
     text = class_weights(backbone, images.class_names, templates).cpu()
     settings = {
-        "regime": regime, "shots": shots, "ways": ways, "queries": queries, "epochs": epochs, "lr": lr,
-        "views": views, "seed": seed, "templates": templates, "images": len(images),
+        "regime": regime, "shots": shots, "ways": ways, "queries": queries,
+        "epochs": recipe.epochs, "lr": recipe.lr, "views": int(views), "seed": int(seed),
+        "templates": list(resolve_templates(templates)), "images": len(images),
     }  # fmt: skip
     facts = {
         "method": "meta-adapter",
@@ -124,14 +133,11 @@ def meta_train(
         "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     refiner = Refiner(text.shape[1], facts).reset(seeded(seed))
-    check_integer("shots", shots, 1)
     if regime == "published":
-        losses = train_published(refiner, features, labels, text, backbone.scale, shots, epochs, lr, seed)
-    elif regime == "episodic":
-        sizes = (shots, check_integer("ways", ways, 2), check_integer("queries", queries, 1))
-        losses = train_episodes(refiner, features, labels, text, backbone.scale, sizes, epochs, lr, seed)
+        losses = train_published(refiner, features, labels, text, backbone.scale, shots, recipe, seed)
     else:
-        raise unexpected("regime", regime, "'episodic' or 'published'")
+        sizes = (shots, ways, queries)
+        losses = train_episodes(refiner, features, labels, text, backbone.scale, sizes, recipe, seed)
     settings["loss"] = sum(losses[-100:]) / len(losses[-100:])
     return refiner.requires_grad_(False)
 
@@ -143,13 +149,14 @@ def train_published(
     text: Tensor,
     scale: float,
     shots: int,
-    epochs: int,
-    lr: float,
+    recipe: Recipe,
     seed: int,
 ) -> list[float]:
     """Train with all classes in every step; a class with fewer images than `shots` repeats them."""
     index, generator = by_class(labels, len(text)), seeded(seed)
     have = (index >= 0).sum(1, keepdim=True)
+    if int(have.min()) < 1:
+        raise DataError("Got a class without images, expected some of each.")
     rows = index.gather(1, torch.arange(shots) % have)
     model = Published(refiner, text, features.directions()[rows], scale)
 
@@ -158,7 +165,7 @@ def train_published(
             yield x, y
             model.enter(x, y)
 
-    return train(model, epoch, tip_recipe(epochs, BATCH_SIZE, lr), math.ceil(len(labels) / BATCH_SIZE))
+    return train(model, epoch, recipe, math.ceil(len(labels) / BATCH_SIZE))
 
 
 def train_episodes(
@@ -168,8 +175,7 @@ def train_episodes(
     text: Tensor,
     scale: float,
     sizes: tuple[int, int, int],
-    epochs: int,
-    lr: float,
+    recipe: Recipe,
     seed: int,
 ) -> list[float]:
     """Train on tasks drawn from the base classes; an epoch has as many queries as there are images."""
@@ -193,4 +199,4 @@ def train_episodes(
             ]
             yield features.sample(torch.cat(rows), generator), torch.arange(ways).repeat_interleave(queries)
 
-    return train(model, epoch, tip_recipe(epochs, ways * queries, lr), steps)
+    return train(model, epoch, recipe, steps)

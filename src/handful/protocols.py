@@ -78,6 +78,11 @@ def coop_linear_probe(
     shots, runs
         Images per class, and the seeds of the draws.
     """
+    for images in (val, test):
+        if images.class_names != train.class_names:
+            raise DataError(f"Got classes {images.class_names[:8]}, expected those of train, in its order.")
+    if not shots:
+        raise DataError("Got shots=(), expected at least one number.")
     few = [np.bincount(images.labels, minlength=len(train.class_names)).min() for images in (train, val)]
     if few[0] < max(shots) or few[1] < min(max(shots), 4):
         raise DataError(
@@ -172,6 +177,8 @@ def region_classification(
     scores
         For each method and group: micro accuracy over the boxes of its classes.
     """
+    if not len(train) or not len(test):
+        raise DataError(f"Got {len(train)} training and {len(test)} test boxes, expected some of each.")
     if train.class_names != test.class_names:
         raise DataError("Got training and test boxes of different classes, expected the same categories.")
     text = class_weights(backbone, train.class_names, templates).cpu()

@@ -49,9 +49,9 @@ def cache_ranges(name: str) -> tuple[tuple[float, float], tuple[float, ...]]:
     The published grid has 200 betas and 20 alphas from 0.1 on, and leaves its upper ends out; the
     exact search takes the same betas and every alpha between the first and the last.
     """
-    if name == "wide":
+    if isinstance(name, str) and name == "wide":
         return ALPHAS, BETAS
-    if name not in PUBLISHED:
+    if not isinstance(name, str) or name not in PUBLISHED:
         raise unexpected("ranges", name, f"'wide', or one of {sorted(PUBLISHED)}")
     beta, alpha = PUBLISHED[name]
     return (0.1, 0.1 + 19 * (alpha - 0.1) / 20), tuple(0.1 + i * (beta - 0.1) / 200 for i in range(200))

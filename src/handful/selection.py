@@ -52,8 +52,8 @@ def first_shots(labels: Tensor) -> Tensor:
 
 
 def smallest_class(labels: NDArray[Any]) -> int:
-    """Images of the smallest class that has any."""
-    return int(np.unique(labels, return_counts=True)[1].min())
+    """Images of the smallest class that has any; 0 where none has."""
+    return int(np.unique(labels, return_counts=True)[1].min(initial=len(labels)))
 
 
 def search_c(score: Callable[[float], float], steps: int = 8) -> float:

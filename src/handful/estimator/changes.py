@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handful.data.sets import check_names
+from handful.data.sets import ImageSet, check_names
 from handful.errors import DataError, ParameterError
 from handful.estimator.inputs import Task, match_names, read_class_weights
 from handful.features import Features
@@ -18,6 +20,7 @@ from handful.prompts import class_weights as text_classifier
 if TYPE_CHECKING:
     from handful.estimator import FewShotClassifier
 
+Classifier = TypeVar("Classifier", bound="FewShotClassifier")
 MOST_NAMED = 100_000
 """Support images whose names are kept, to say which of them decided."""
 
@@ -89,7 +92,7 @@ def add_class(clf: FewShotClassifier, name: str, images: Any, class_weight: Any)
     """Add a class, with or without images."""
     now, names = kept(clf), check_names([*clf.class_names_, name])
     if class_weight is not None:
-        text = read_class_weights(torch.as_tensor(class_weight).reshape(1, -1), 1)
+        text = read_class_weights([class_weight], 1)
     elif clf.templates_:
         text = text_classifier(clf.loaded_backbone(), names[-1:], clf.templates_).cpu()
     else:
@@ -118,10 +121,34 @@ def remove_class(clf: FewShotClassifier, name: str) -> Kept:
 
 
 def _with_images(clf: FewShotClassifier, now: Kept, row: int, images: Any) -> Kept:
-    features = clf.encode_support(images)
+    if isinstance(images, ImageSet):
+        others = set(match_names(images.class_names, now.names)[images.labels].tolist()) - {row}
+        if others:
+            found = [now.names[other] for other in sorted(others)][:8]
+            raise DataError(
+                f"Got an ImageSet with images of {found}, expected only {now.names[row]!r}: add the images "
+                "of one class at a time."
+            )
+    features = as_fitted(clf).encode_support(images)
     if features.values.shape[-1] != now.text.shape[1]:
         raise DataError(f"Got features {features.values.shape[-1]} wide, expected {now.text.shape[1]}.")
-    return now.with_images(row, features.directions(), item_names(images, len(features), len(now.labels)))
+    return now.with_images(
+        row, features.directions(), item_names(images, len(features), next_number(now.items))
+    )
+
+
+def as_fitted(clf: Classifier) -> Classifier:
+    """Give a copy with the parameters that it was fitted with, whatever was set since."""
+    fitted = copy(clf)
+    for name, value in clf.fitted_with_.items():
+        setattr(fitted, name, value)
+    return fitted
+
+
+def next_number(items: list[str]) -> int:
+    """Give the first number that no support image without a path has yet."""
+    numbers = [item.removeprefix("image ") for item in items if item.startswith("image ")]
+    return max([int(number) for number in numbers if number.isdecimal()], default=-1) + 1
 
 
 def task_of(clf: FewShotClassifier, now: Kept) -> Task:
@@ -134,8 +161,6 @@ def task_of(clf: FewShotClassifier, now: Kept) -> Task:
 
 def item_names(images: Any, count: int, first: int = 0) -> list[str]:
     """Name support images: their paths where they have any, else their numbers."""
-    from pathlib import Path
-
     items = getattr(images, "items", images)
     if isinstance(items, str | Path):
         items = [items]

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A support image that spoke for its class: its share of what all of them say, 0 to 1."""
+    """A support image that spoke for its class: its share of what all of them say, -1 to 1.
+
+    Shares add up to 1 in absolute value; a negative one spoke against its class.
+    """
 
     image: str
     class_name: str
@@ -56,7 +59,7 @@ def explain(clf: FewShotClassifier, image: Any, top: int) -> Explanation:
     support: list[Evidence] = []
     if hasattr(head, "evidence"):
         said: torch.Tensor = head.evidence(features[0]).double()
-        shares = said / said.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        shares = said / said.abs().sum().clamp(min=torch.finfo(torch.float64).tiny)
         labels = head.labels.tolist()
         for row in said.argsort(descending=True, stable=True)[:top].tolist():
             name = clf.support_[row] if row < len(clf.support_) else f"image {row}"

@@ -158,19 +158,25 @@ def match_names(wanted: Sequence[object], names: Sequence[str]) -> NDArray[np.in
 
 def match_labels(labels: Labels, names: Sequence[str], classes: NDArray[Any]) -> Tensor:
     """Give rows of the fitted classes `[N]` for labels: names, rows, or the integers of `classes`."""
-    marks = np.asarray(labels)
+    try:
+        marks = np.asarray(labels)
+    except ValueError as error:
+        raise DataError(f"Got validation labels that are no list of labels: {error}.") from error
+    if marks.ndim != 1 or not len(marks):
+        raise DataError(f"Got validation labels of shape {marks.shape}, expected [N], at least one.")
     if classes.dtype.kind in "iu" or marks.dtype.kind not in "iu":
-        return torch.from_numpy(match_names(marks.ravel().tolist(), names))
+        return torch.from_numpy(match_names(marks.tolist(), names))
     if not (len(marks) and marks.min() >= 0 and marks.max() < len(names)):
         raise DataError(f"Got integer labels that leave 0 to {len(names) - 1}, or none.")
-    return torch.from_numpy(marks.ravel().astype(np.int64))
+    return torch.from_numpy(marks.astype(np.int64))
 
 
-def read_class_weights(given: Tensor | NDArray[Any], classes: int) -> Tensor:
+def read_class_weights(given: Any, classes: int) -> Tensor:
     """Check a text classifier `[C, E]` that a user gives, and normalise its rows."""
     try:
+        given = torch.stack([torch.as_tensor(row) for row in given]) if isinstance(given, list) else given
         weights = torch.as_tensor(given).detach().float()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"Got class_weights that are no array of numbers: {error}.") from error
     if not torch.isfinite(weights).all():
         raise DataError("Got class_weights that hold NaN or infinity, expected finite numbers.")

@@ -8,17 +8,18 @@ import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from handful.backbones import Backbone
 from handful.data.sets import check_names
 from handful.errors import CheckpointError, FingerprintError
 from handful.estimator.inputs import Task
 from handful.heads import Place, expect
+from handful.types import Selection
 
 if TYPE_CHECKING:
     from handful.estimator import FewShotClassifier
@@ -118,6 +119,12 @@ def _unfitted(cls: type[Classifier], facts: dict[str, Any], backbone: Backbone |
     for key, expected in kinds.items():
         if not isinstance(facts.get(key, expected()), expected):
             raise CheckpointError(f"Expected {key} to be a {expected.__name__}, got {facts[key]!r}.")
+    shots = facts.get("shots", [])
+    whole = all(isinstance(count, int) and count >= 0 for count in shots)
+    if not whole or (shots and len(shots) != len(facts["class_names"])):
+        raise CheckpointError(f"Expected shots to be a number of images for each class, got {shots!r}.")
+    if facts["selection"] not in get_args(Selection):
+        raise CheckpointError(f"Got selection {facts['selection']!r}, expected one of {get_args(Selection)}.")
     recorded = facts["backbone"].get("fingerprint")
     if facts["backbone"].get("name") and not recorded:
         raise CheckpointError("The fingerprint of the backbone is missing: the file is damaged.")
@@ -140,4 +147,6 @@ def _plain(value: Any) -> Any:
     """Turn numpy's scalars, paths and any sequence into what JSON knows."""
     if isinstance(value, PurePath):
         return str(value)
+    if isinstance(value, nn.Module):
+        return None  # a head keeps what it needs of it
     return value.item() if isinstance(value, np.generic) else list(value)

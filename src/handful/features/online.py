@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from handful.backbones.base import Backbone
@@ -12,6 +13,10 @@ from handful.data.images import check_files, decode, in_threads, refuse_unreadab
 from handful.data.sets import Rows, choose_rows
 from handful.errors import DataError
 from handful.types import ImageLike
+
+PASSES = 10
+"""Crops behind an image's one vector, as in Tip-Adapter's recipe."""
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,19 @@ class Online:
         """Choose rows."""
         chosen = choose_rows(rows, len(self))
         return Online(self.backbone, tuple(self.items[row] for row in chosen), self.crop_scale)
+
+    def pooled(self) -> Tensor:
+        """One raw vector for each image: the mean over PASSES fresh crops, `[N, E]`."""
+        generator, rows = torch.Generator().manual_seed(0), torch.arange(len(self))
+        parts = [
+            torch.stack([self.sample(some, generator) for _ in range(PASSES)]).mean(0)
+            for some in rows.split(BATCH)
+        ]
+        return torch.cat(parts)
+
+    def directions(self) -> Tensor:
+        """One unit vector for each image: the mean of its raw crops, then normalised, `[N, E]`."""
+        return F.normalize(self.pooled(), dim=-1)
 
     def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Give the feature of one new random crop of each of some images, `[B, E]`."""

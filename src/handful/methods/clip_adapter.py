@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.errors import check_integer, check_number, unexpected
+from handful.errors import CheckpointError, check_integer, check_number, unexpected
 from handful.estimator import FewShotClassifier, Task, Validation
 from handful.heads import Head, Place, Shapes, expect, number
 from handful.search import best_ratio
@@ -270,19 +270,19 @@ class ClipAdapter(FewShotClassifier):
         self, task: Task, rows: Tensor, seen: Validation, most: float = math.inf
     ) -> tuple[float, Adapted]:
         """Train at each of RATIOS, search the ratio to use each with; give the first best."""
-        best, kept, chosen = -1.0, None, 0.0
+        runs = []
         for ratio in RATIOS:
             model = self.train(task, rows, dict.fromkeys(SIDES["both"], ratio), most)
-            right = model.search(seen)
-            if kept is None or right > best:
-                best, kept, chosen = right, model, ratio
-        assert kept is not None
+            runs.append((model.search(seen), ratio, model, self.losses_))
+        _, chosen, kept, self.losses_ = max(runs, key=lambda run: run[0])
         return chosen, kept
 
     def learn(self, task: Task) -> dict[str, Tensor]:
         """Choose the ratios as asked, and train the adapters on the whole support set."""
         check_selection(self.selection, ["support", "fixed", "val", "oracle"])
         ratios, everything = self.checked_ratios(), torch.arange(len(task.labels))
+        if self.learn_ratio and self.selection in ("val", "oracle"):
+            raise unexpected("selection", self.selection, "'fixed' or 'support' with learn_ratio=True")
         selection = "fixed" if self.learn_ratio else self.selection
         if selection == "support" and smallest_class(task.labels.numpy()) < 2:
             selection = "fixed"
@@ -291,7 +291,7 @@ class ClipAdapter(FewShotClassifier):
             model, self.selection_ = self.train(task, everything, ratios), selection
         elif selection == "support":
             out = first_shots(task.labels)
-            seen = Validation(task.support.pooled()[out], task.labels[out])
+            seen = Validation(task.source[out.numpy()].pooled(), task.labels[out])
             ratio, trial = self.trials(task, everything[~out], seen, TRIAL_STEPS)
             model = self.train(task, everything, dict.fromkeys(SIDES["both"], ratio))
             for name, adapter in model.sides.items():
@@ -331,7 +331,9 @@ class ClipAdapter(FewShotClassifier):
     def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:
         """Adapters of each side."""
         width = backbone.joint_width if backbone else "E"
-        return _shapes(SIDES.get(self.side, ()), "H", width)
+        if not isinstance(self.side, str) or self.side not in SIDES:
+            raise CheckpointError(f"Got side={self.side!r}, expected one of {list(SIDES)}.")
+        return _shapes(SIDES[self.side], "H", width)
 
     @torch.no_grad()
     def build(self, task: Task, learned: dict[str, Tensor]) -> AdapterHead:

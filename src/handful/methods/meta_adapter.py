@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from handful import checkpoint
 from handful.backbones import Backbone
-from handful.errors import CheckpointError, DataError, FingerprintError, ParameterError
+from handful.errors import CheckpointError, DataError, FingerprintError, ParameterError, unexpected
 from handful.estimator import FewShotClassifier, Task
 from handful.heads import (
     CosineHead,
@@ -52,6 +52,11 @@ class Refiner(nn.Module):
         self.q_proj = nn.Linear(width, width, bias=False)
         self.k_proj = nn.Linear(width, width, bias=False)
         self.alpha_proj = nn.Linear(width, 1)
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return self.q_proj.in_features
 
     def reset(self, generator: torch.Generator) -> Self:
         """Start as published: Xavier-uniform weights, the gate's bias 1."""
@@ -103,8 +108,8 @@ class Refiner(nn.Module):
         return Path(path)
 
 
-def load_refiner(path: str | Path, backbone: Backbone | None = None) -> Refiner:
-    """Load a network that `Refiner.save` wrote, and check that it belongs to a backbone.
+def load_refiner(path: str | Path, fingerprint: str = "") -> Refiner:
+    """Load a network that `Refiner.save` wrote, and check that it belongs to a backbone's fingerprint.
 
     Raises
     ------
@@ -113,17 +118,25 @@ def load_refiner(path: str | Path, backbone: Backbone | None = None) -> Refiner:
     FingerprintError
         It was trained on the features of another backbone.
     """
+    if not isinstance(path, str | Path):
+        raise unexpected("path", path, "the file that Refiner.save wrote")
     tensors, facts = checkpoint.read_learned(Path(path))
     if facts["method"] != "meta-adapter":
         raise CheckpointError(f"{path} holds what {facts['method']!r} learned, expected 'meta-adapter'.")
-    recorded = facts["backbone"].get("fingerprint")
-    if backbone is not None and recorded != backbone.fingerprint:
-        raise FingerprintError(
-            f"{path} was trained on {facts['backbone'].get('name')!r} with fingerprint {str(recorded)[:12]}, "
-            f"and {backbone.name!r} has {backbone.fingerprint[:12]}. Train one for it: handful meta-train."
-        )
+    check_fingerprint(str(path), facts, fingerprint)
     expect(tensors, SHAPES)
     return build(tensors, facts)
+
+
+def check_fingerprint(network: str, facts: dict[str, Any], fingerprint: str) -> None:
+    """Refuse a network that was trained on the features of another backbone."""
+    backbone = facts.get("backbone", {})
+    recorded = backbone.get("fingerprint", "")
+    if fingerprint and facts and recorded != fingerprint:
+        raise FingerprintError(
+            f"{network} was trained on {backbone.get('name')!r} with fingerprint {str(recorded)[:12]!r}, "
+            f"and this backbone has {fingerprint[:12]!r}. Train one for it: handful meta-train."
+        )
 
 
 def build(tensors: dict[str, Tensor], facts: dict[str, Any] | None = None) -> Refiner:
@@ -140,7 +153,7 @@ SHAPES: Shapes = {
 
 
 @torch.no_grad()
-def refine(class_weights: Tensor, support: Tensor, adapter: Refiner, labels: Tensor | None = None) -> Tensor:
+def refine(class_weights: Any, support: Any, adapter: Refiner, labels: Any = None) -> Tensor:
     """Refine a text classifier by a few labelled vectors of the same space, for any cosine head.
 
     Nothing is trained, and no class has a say in another's weight. It serves classifiers of images,
@@ -160,14 +173,25 @@ def refine(class_weights: Tensor, support: Tensor, adapter: Refiner, labels: Ten
     class_weights
         `[C, E]`, rows of unit norm.
     """
-    classes, width = class_weights.shape
+    text, images = (torch.as_tensor(given).detach().float() for given in (class_weights, support))
+    classes, width = text.shape if text.ndim == 2 else (0, 0)
+    if width != adapter.width:
+        raise DataError(f"Got class_weights of shape {list(text.shape)}, expected [C, {adapter.width}].")
     present = None
     if labels is not None:
-        index, present = support_index(labels, classes)
-        support = support[index] if len(support) else support.new_zeros(*index.shape, width)
-    if support.shape[0] != classes or support.ndim != 3 or support.shape[2] != width:
-        raise DataError(f"Got support of shape {list(support.shape)}, expected [{classes}, K, {width}].")
-    return adapter(F.normalize(class_weights, dim=-1), F.normalize(support, dim=-1), present)
+        rows = torch.as_tensor(labels)
+        if rows.shape != images.shape[:1] or rows.dtype.is_floating_point or images.ndim != 2:
+            raise DataError(
+                f"Got support of shape {list(images.shape)} and labels of shape {list(rows.shape)}, expected "
+                f"[N, {width}] and N integers."
+            )
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < classes:
+            raise DataError(f"Got labels that leave 0 to {classes - 1}.")
+        index, present = support_index(rows.long(), classes)
+        images = images[index] if len(images) else images.new_zeros(*index.shape, width)
+    if images.ndim != 3 or images.shape[0] != classes or images.shape[2] != width:
+        raise DataError(f"Got support of shape {list(images.shape)}, expected [{classes}, K, {width}].")
+    return adapter(F.normalize(text, dim=-1), F.normalize(images, dim=-1), present)
 
 
 def support_index(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -205,13 +229,15 @@ class RefinedHead:
     @torch.no_grad()
     def evidence(self, feature: Tensor) -> Tensor:
         """What each support image adds to its class's cosine for a feature `[E]`: `[N]`."""
-        attention, gate = self.keys.new_zeros(len(self.keys)), self.refiner.gate(self.class_weights)[:, 0]
-        index, present = support_index(self.labels, len(self.class_weights))
-        keys = torch.cat([self.class_weights[:, None], self.keys[index]], 1) if len(self.keys) else None
-        if keys is not None:
-            shares = self.refiner.attention(self.class_weights, keys, present)[:, 1:]
-            attention[index[present]] = (gate[:, None] * shares)[present]
-        return (attention * (self.keys @ F.normalize(feature, dim=-1))).clamp(min=0)
+        if not len(self.keys):
+            return self.keys.new_zeros(0)
+        text, (index, present) = self.class_weights, support_index(self.labels, len(self.class_weights))
+        keys = torch.cat([text[:, None], self.keys[index]], 1)  # [C, K + 1, E]
+        entered = self.refiner.gate(text) * self.refiner.attention(text, keys, present)  # [C, K + 1]
+        length = (text + (entered[:, None] @ keys)[:, 0]).norm(dim=1, keepdim=True)
+        said = self.keys.new_zeros(len(self.keys))
+        said[index[present]] = (entered / length)[:, 1:][present]
+        return said * (self.keys @ F.normalize(feature, dim=-1))
 
     def tensors(self) -> dict[str, Tensor]:
         """`class_weights [C, E]` (not refined), `keys [N, E]`, `labels [N]`, and the network's."""
@@ -243,8 +269,8 @@ class MetaAdapter(FewShotClassifier):
     backbone
         A backbone, or the name of one.
     refiner
-        The file of a network that was trained on this backbone's features (`handful meta-train`,
-        `handful.meta_train`); None takes the one that ships with `mini`.
+        A network that was trained on this backbone's features (`handful.meta_train`), or its file
+        (`handful meta-train`); None takes the one that ships with `mini`.
     templates
         Of the text classifier that is refined; `fit(..., class_weights=)` refines any other.
     views
@@ -261,7 +287,7 @@ class MetaAdapter(FewShotClassifier):
         self,
         backbone: Backbone | str | None = None,
         *,
-        refiner: str | Path | None = None,
+        refiner: str | Path | Refiner | None = None,
         templates: str | Sequence[str] = "default",
         views: int = 0,
         seed: int = 0,
@@ -274,15 +300,21 @@ class MetaAdapter(FewShotClassifier):
 
     def network(self, task: Task) -> Refiner:
         """Load the network that serves a task's features."""
+        features = task.features.fingerprint if task.features is not None else ""
+        fingerprint = task.encoder.fingerprint if task.encoder is not None else features
+        if isinstance(self.refiner, Refiner):
+            check_fingerprint("This network", self.refiner.facts, fingerprint)
+            return self.refiner
         if self.refiner is not None:
-            return load_refiner(self.refiner, task.encoder)
-        if task.encoder is None or task.encoder.name != "mini":
-            raise ParameterError(
-                "Got refiner=None, which is the network that ships with 'mini', expected the file of one "
-                "trained for this backbone. Make one on other classes: handful meta-train FOLDER."
-            )
+            return load_refiner(self.refiner, fingerprint)
         with as_file(files("handful").joinpath(SHIPPED)) as path:
-            return load_refiner(path, task.encoder)
+            try:
+                return load_refiner(path, fingerprint or "of no known backbone")
+            except FingerprintError as error:
+                raise ParameterError(
+                    "Got refiner=None, which is the network that ships with 'mini', expected the file of one "
+                    "trained for this backbone. Make one on other classes: handful meta-train FOLDER."
+                ) from error
 
     def fit_head(self, task: Task) -> RefinedHead:
         """Keep the support set and the network."""
@@ -295,8 +327,10 @@ class MetaAdapter(FewShotClassifier):
 
     def head_for(self, task: Task, refiner: Refiner) -> RefinedHead:
         """Check the widths, and put the parts together."""
-        keys, text = task.support.directions(), task.text_weights
-        trained = refiner.q_proj.in_features
-        if trained != text.shape[1]:
-            raise DataError(f"This network was trained on features {trained} wide, got {text.shape[1]}.")
+        text = task.text_weights
+        keys = text[:0] if task.features is None else task.support.directions()
+        if refiner.width != text.shape[1]:
+            raise DataError(
+                f"This network was trained on features {refiner.width} wide, got {text.shape[1]}."
+            )
         return RefinedHead(text, keys, task.labels, task.scale, refiner)

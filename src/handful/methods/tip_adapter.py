@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.errors import check_number
+from handful.errors import check_number, unexpected
 from handful.estimator import FewShotClassifier, Task
 from handful.heads import CacheHead, Head
 from handful.search import Found, best_cache, best_cache_inside, cache_ranges
@@ -18,6 +18,8 @@ from handful.selection import check_selection, shot_numbers, smallest_class
 from handful.train import Batch, seeded, shuffled, tip_recipe, train
 
 BATCH_SIZE = 256
+LARGEST = 1e30
+"""Of alpha and beta: what float32 can still multiply."""
 Selection = Literal["fixed", "support", "val", "oracle"]
 
 
@@ -83,7 +85,9 @@ class TipAdapter(FewShotClassifier):
         check_selection(self.selection, ["fixed", "support", "val", "oracle"])
         cache_ranges(self.ranges)
         alpha, beta = check_number("alpha", self.alpha, 0), check_number("beta", self.beta, 0, above=True)
-        keys = task.support.directions()
+        if max(alpha, beta) > LARGEST:
+            raise unexpected("alpha or beta", max(alpha, beta), f"a number up to {LARGEST:g}")
+        keys = task.source.directions()
         return CacheHead(task.text_weights, keys, task.labels, task.scale, alpha, beta)
 
     def found_inside(self, head: CacheHead) -> Found | None:
@@ -154,7 +158,8 @@ class TipAdapterF(TipAdapter):
     epochs, lr
         Of AdamW with epsilon 1e-4, batches of 256, a cosine at every step. The last epoch is kept.
     views
-        Each key starts as the mean of its views, and training draws one view at each step.
+        Each key starts as the mean of its views, and training draws one view at each step; `"online"`
+        is a fresh crop at every step, as published.
     backbone, alpha, beta, selection, ranges, templates, seed
         As for Tip-Adapter.
     """
@@ -174,13 +179,19 @@ class TipAdapterF(TipAdapter):
         epochs: int = 20,
         lr: float = 0.001,
         templates: str | Sequence[str] = "default",
-        views: int = 10,
+        views: int | Literal["online"] = 10,
         seed: int = 0,
     ) -> None:
         super().__init__(
-            backbone, alpha=alpha, beta=beta, selection=selection, ranges=ranges, templates=templates,
-            views=views, seed=seed,
-        )  # fmt: skip
+            backbone,
+            alpha=alpha,
+            beta=beta,
+            selection=selection,
+            ranges=ranges,
+            templates=templates,
+            seed=seed,
+        )
+        self.views = views  # type: ignore[assignment]
         self.epochs = epochs
         self.lr = lr
 
@@ -193,7 +204,7 @@ class TipAdapterF(TipAdapter):
 
         def epoch() -> Iterator[Batch]:
             nonlocal kept, best, done
-            yield from shuffled(task.support, task.labels, BATCH_SIZE, generator, keep_last=True)
+            yield from shuffled(task.source, task.labels, BATCH_SIZE, generator, keep_last=True)
             done += 1
             score = 0.0 if self.selection != "oracle" else task.held_out.accuracy(model.head.logits)
             if self.selection != "oracle" or score > best:
