@@ -28,7 +28,7 @@ def summarize(cells: Sequence[Cell]) -> Series:
 def accuracy_table(cells: Sequence[Cell], title: str) -> Table:
     """Accuracy by method and shots, with how hyper-parameters were chosen and the slowest fit."""
     table = Table(title=title, caption="accuracy in %, mean ± population spread over draws")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     table.add_column("selection")
     columns = sorted({cell.shots for cell in cells})
     for shots in columns:
