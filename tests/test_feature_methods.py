@@ -764,3 +764,11 @@ def test_coops_linear_probe_wants_one_order_of_classes(mini: handful.Backbone, s
             next(coop_linear_probe(mini, *parts, shots=[1], runs=[1]))
     with pytest.raises(handful.DataError, match="shots"):
         next(coop_linear_probe(mini, support, support, support, shots=[]))
+
+
+def test_other_names_for_zero_shot_forget_whose_images_they_were(
+    mini: handful.Backbone, support: handful.ImageSet, tmp_path: Path
+):
+    clf = handful.ZeroShot(mini).fit(support).with_classes(["cat", "dog"])
+    clf.add_class("owl").save(tmp_path / "clf")
+    assert handful.load(tmp_path / "clf").classes_.tolist() == ["cat", "dog", "owl"]

@@ -102,6 +102,8 @@ def for_classes(
     clf.class_names_, clf.classes_ = names, np.array(names)
     if learned and list(names) != before:
         clf.learned_on_ = clf.learned_on_ or before
+    if len(clf.shots_) != len(clf.learned_on_ or names):
+        clf.shots_ = []  # of names that were replaced, and nothing was learned on them
     rows, text = torch.zeros(0, dtype=torch.int64), clf.text_weights(names, None, backbone)
     clf.head_ = clf.build(Task(None, rows, names, text, backbone.scale, backbone), learned)
     return clf
@@ -121,7 +123,7 @@ def _unfitted(cls: type[Classifier], facts: dict[str, Any], backbone: Backbone |
             raise CheckpointError(f"Expected {key} to be a {expected.__name__}, got {facts[key]!r}.")
     shots = facts.get("shots", [])
     whole = all(isinstance(count, int) and count >= 0 for count in shots)
-    if not whole or (shots and len(shots) != len(facts["class_names"])):
+    if not whole or (shots and len(shots) != len(facts.get("learned_on") or facts["class_names"])):
         raise CheckpointError(f"Expected shots to be a number of images for each class, got {shots!r}.")
     if facts["selection"] not in get_args(Selection):
         raise CheckpointError(f"Got selection {facts['selection']!r}, expected one of {get_args(Selection)}.")
