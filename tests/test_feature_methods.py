@@ -19,7 +19,7 @@ from handful.methods.clip_adapter import Adapted, Adapter
 from handful.methods.linear_probe import MovedWeights, class_confidence
 from handful.methods.meta_adapter import Refiner
 from handful.methods.tip_adapter import TrainedCache
-from handful.protocols import coop_linear_probe
+from handful.protocols import coop_linear_probe, coop_probe_draw
 from handful.search import PUBLISHED, cache_ranges
 from handful.train import Recipe, descend, seeded, shuffled, tip_recipe, train
 
@@ -755,6 +755,19 @@ def test_damaged_facts(key: str, value: object, tmp_path: Path):
     (tmp_path / "clf" / "head.json").write_text(json.dumps(facts))
     with pytest.raises(handful.CheckpointError):
         handful.load(tmp_path / "clf")
+
+
+def test_coops_probe_draws_are_numpys_global_ones(support: handful.ImageSet):
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        np.random.seed(3)  # noqa: NPY002
+        train = [np.random.choice(np.flatnonzero(support.labels == c), 3, replace=False) for c in range(10)]  # noqa: NPY002
+        val = [np.random.choice(np.flatnonzero(support.labels == c), 3, replace=False) for c in range(10)]  # noqa: NPY002
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+    rows, some = coop_probe_draw(support, support, 3, 3)
+    assert rows.tolist() == np.concatenate(train).tolist()
+    assert some.tolist() == np.concatenate(val).tolist()
 
 
 def test_coops_linear_probe_wants_one_order_of_classes(mini: handful.Backbone, support: handful.ImageSet):

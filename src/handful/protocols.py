@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from sklearn.base import clone
 from torch import Tensor
 
@@ -55,6 +56,23 @@ def few_shot_curves(
                 yield Cell(name, count, seed, clf.score(test), seconds, clf.selection_)
 
 
+def coop_probe_draw(
+    train: ImageSet, val: ImageSet, shots: int, run: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw rows of train, class by class, and then `min(shots, 4)` a class of val, as CoOp's probe does."""
+    generator = np.random.RandomState(run)
+    rows, some = (
+        np.concatenate(
+            [
+                generator.choice(np.flatnonzero(images.labels == label), size, replace=False)
+                for label in range(len(train.class_names))
+            ]
+        )
+        for images, size in ((train, shots), (val, min(shots, 4)))
+    )
+    return rows, some
+
+
 def coop_linear_probe(
     backbone: Backbone,
     train: ImageSet,
@@ -92,16 +110,7 @@ def coop_linear_probe(
     x, seen, unseen = (encode(backbone, images) for images in (train, val, test))
     for count in shots:
         for run in runs:
-            generator = np.random.RandomState(run)
-            rows, some = (
-                np.concatenate(
-                    [
-                        generator.choice(np.flatnonzero(images.labels == label), size, replace=False)
-                        for label in range(len(train.class_names))
-                    ]
-                )
-                for images, size in ((train, count), (val, min(count, 4)))
-            )
+            rows, some = coop_probe_draw(train, val, count, run)
             start = time.perf_counter()
             clf = LogisticProbe(backbone, selection="val").fit(
                 x[rows],

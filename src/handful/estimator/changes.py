@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from handful.data.sets import ImageSet, check_names
@@ -154,7 +153,7 @@ def next_number(items: list[str]) -> int:
 def task_of(clf: FewShotClassifier, now: Kept) -> Task:
     """Give the task of a fresh fit on what is kept."""
     head: Any = clf.fitted_head()
-    features = None if now.keys is None else Features(F.normalize(now.keys, dim=-1)[:, None])
+    features = None if now.keys is None else Features(now.keys[:, None])
     backbone = clf.find_backbone(needed=False)
     return Task(features, now.labels, now.names, now.text, head.scale, backbone)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from handful.backbones import Backbone
 from handful.errors import CheckpointError, check_integer, check_number, unexpected
 from handful.estimator import FewShotClassifier, Task, Validation
-from handful.heads import Head, Place, Shapes, expect, number
+from handful.heads import Head, Place, Shapes, TextHead, expect
 from handful.search import best_ratio
 from handful.selection import check_selection, first_shots, smallest_class
 from handful.train import Recipe, choose_epochs, seeded, train_on
@@ -120,19 +119,10 @@ class Adapted(nn.Module):
 
 
 @dataclass(frozen=True)
-class AdapterHead:
-    """What stays: class weights, adapted already, and the adapters."""
+class AdapterHead(TextHead):
+    """What stays: class weights, adapted already, and `down`, `up` and `ratio` of each side."""
 
     kind: ClassVar[str] = "adapter"
-    needs: ClassVar[Literal["features", "pixels"]] = "features"
-    class_weights: Tensor
-    learned: dict[str, Tensor]
-    scale: float
-
-    @property
-    def width(self) -> int:
-        """E."""
-        return self.class_weights.shape[1]
 
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
@@ -140,21 +130,12 @@ class AdapterHead:
         image = {name: side for name, side in adapters(self.learned).items() if name == "image"}
         return Adapted(image, self.class_weights, self.scale)(features)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """`class_weights [C, E]`, and for each side `down [H, E]`, `up [E, H]` and its `ratio`."""
-        return {"class_weights": self.class_weights, **self.learned}
-
-    def settings(self) -> dict[str, Any]:
-        """`scale`, the inverse temperature."""
-        return {"scale": self.scale}
-
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
-        """Check and build."""
-        learned = {name: tensor for name, tensor in tensors.items() if name != "class_weights"}
-        sides = {name.split(".")[0] for name in learned}
+        """Check the adapters' shapes against the class weights, and build."""
+        sides = {name.split(".")[0] for name in tensors.keys() - {"class_weights"}}
         expect(tensors, {"class_weights": (len(place.class_names), "E"), **_shapes(sorted(sides), "H", "E")})
-        return cls(tensors["class_weights"], learned, number(settings, "scale"))
+        return super().restore(tensors, settings, place)
 
 
 def adapters(learned: dict[str, Tensor]) -> dict[str, Adapter]:
@@ -253,13 +234,14 @@ class ClipAdapter(FewShotClassifier):
             for name in SIDES[self.side]
         }
 
-    def train(self, task: Task, rows: Tensor, ratios: dict[str, float], most: float = math.inf) -> Adapted:
-        """Train adapters on some rows of the support set, in at most about `most` steps."""
+    def train(self, task: Task, rows: Tensor, ratios: dict[str, float], most: int | None = None) -> Adapted:
+        """Train adapters on some rows of the support set, in at most about `most` steps if given."""
         labels, generator = task.labels[rows], seeded(self.seed)
         lr = AT_100 * (100 / task.scale) ** 2 if self.lr == "auto" else self.lr
         recipe = Recipe(choose_epochs(self.epochs, labels), self.batch_size, lr)
-        steps = max(len(labels) // recipe.batch_size, 1)
-        recipe = replace(recipe, epochs=int(min(recipe.epochs, max(most // steps, 1))))
+        if most is not None:
+            steps = max(len(labels) // recipe.batch_size, 1)
+            recipe = replace(recipe, epochs=min(recipe.epochs, max(most // steps, 1)))
         sides = self.start(task.text_weights.shape[1], ratios, generator)
         model = Adapted(sides, task.text_weights, task.scale)
         self.losses_ = train_on(model, task.source[rows.numpy()], labels, recipe, generator)
@@ -267,7 +249,7 @@ class ClipAdapter(FewShotClassifier):
         return model
 
     def trials(
-        self, task: Task, rows: Tensor, seen: Validation, most: float = math.inf
+        self, task: Task, rows: Tensor, seen: Validation, most: int | None = None
     ) -> tuple[float, Adapted]:
         """Train at each of RATIOS, search the ratio to use each with; give the first best."""
         runs = []
@@ -339,4 +321,4 @@ class ClipAdapter(FewShotClassifier):
     def build(self, task: Task, learned: dict[str, Tensor]) -> AdapterHead:
         """Adapt the class weights once and for all."""
         model = Adapted(adapters(learned), task.text_weights, task.scale)
-        return AdapterHead(model.class_weights(), learned, task.scale)
+        return AdapterHead(model.class_weights(), task.scale, learned)

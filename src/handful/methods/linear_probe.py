@@ -68,18 +68,16 @@ class LinearProbe(FewShotClassifier):
 
     def fit_head(self, task: Task) -> CosineHead:
         """Find the minimum."""
-        strength, most = (
-            check_number("strength", self.strength, 0),
-            check_integer("max_iter", self.max_iter, 1),
-        )
+        strength = check_number("strength", self.strength, 0)
+        most = check_integer("max_iter", self.max_iter, 1)
         values, text = task.support.values, task.text_weights  # [N, V, E], [C, E]
         x = F.normalize(values.flatten(0, 1), dim=-1)
         labels = task.labels.repeat_interleave(values.shape[1])
         anchors = strength * class_confidence(task.scale * x @ text.T, labels)
-        model, away = MovedWeights(text, x, task.scale), float(len(text))
+        model = MovedWeights(text, x, task.scale)
 
         def loss() -> Tensor:
-            constraint = (anchors * model.moved().square().sum(1)).sum() / away
+            constraint = (anchors * model.moved().square().sum(1)).mean()
             return F.cross_entropy(model(x), labels) + constraint
 
         self.losses_ = descend(model, loss, most, TOLERANCE)

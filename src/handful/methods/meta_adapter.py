@@ -166,7 +166,7 @@ def refine(class_weights: Any, support: Any, adapter: Refiner, labels: Any = Non
     support
         `[C, K, E]`; or `[N, E]` with `labels [N]`, where classes may have unequal shots, or none.
     adapter
-        From `load_refiner`, `meta_train` or `MetaAdapter.refiner_`.
+        From `load_refiner` or `meta_train`.
 
     Returns
     -------

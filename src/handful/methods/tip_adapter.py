@@ -206,11 +206,14 @@ class TipAdapterF(TipAdapter):
             nonlocal kept, best, done
             yield from shuffled(task.source, task.labels, BATCH_SIZE, generator, keep_last=True)
             done += 1
-            score = 0.0 if self.selection != "oracle" else task.held_out.accuracy(model.head.logits)
-            if self.selection != "oracle" or score > best:
-                kept, best, self.selected_["epochs"] = model.head, score, done
+            if self.selection == "oracle":
+                score = task.held_out.accuracy(model.head.logits)
+                if score > best:
+                    kept, best, self.selected_["epochs"] = model.head, score, done
 
+        self.selected_["epochs"] = recipe.epochs
         self.losses_ = train(model, epoch, recipe, math.ceil(len(task.labels) / BATCH_SIZE))
-        if self.selection in ("val", "oracle"):
+        if self.selection == "oracle":
             return self.settle(kept, self.found_outside(kept, task))
-        return kept
+        head = model.head
+        return self.settle(head, self.found_outside(head, task)) if self.selection == "val" else head
