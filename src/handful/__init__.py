@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from handful.meta_training import meta_train
     from handful.methods import (
         METHODS,
+        MMA,
         ClipAdapter,
         CoCoOp,
         CoOp,
@@ -70,6 +71,7 @@ _ROOMS = {
     "features": ("Features", "encode"),
     "methods": (
         "METHODS",
+        "MMA",
         "ClipAdapter",
         "CoCoOp",
         "CoOp",
@@ -93,6 +95,7 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "METHODS",
+    "MMA",
     "Backbone",
     "BackboneError",
     "CheckpointError",

@@ -37,7 +37,11 @@ class Head(Protocol):
     """The one contract between methods, estimator, checkpoint, server and evaluator."""
 
     kind: ClassVar[str]
-    needs: ClassVar[Literal["features", "pixels"]]
+
+    @property
+    def needs(self) -> Literal["features", "pixels"]:
+        """What it reads."""
+        ...
 
     @property
     def width(self) -> int:
@@ -45,7 +49,7 @@ class Head(Protocol):
         ...
 
     def logits(self, features: Tensor) -> Tensor:
-        """Give logits `[N, C]` for raw features `[N, E]`."""
+        """Give logits `[N, C]` for raw features `[N, E]`, or for pixels `[N, 3, H, W]`."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -67,9 +71,13 @@ class CosineHead:
     """`scale * norm(f) @ W.T`: zero-shot CLIP and every method that ends in class weights."""
 
     kind: ClassVar[str] = "cosine"
-    needs: ClassVar[Literal["features", "pixels"]] = "features"
     class_weights: Tensor
     scale: float
+
+    @property
+    def needs(self) -> Literal["features", "pixels"]:
+        """Features; pixels where a method changed the image tower."""
+        return "features"
 
     @property
     def width(self) -> int:

@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from handful.train import Recipe, tip_recipe, train
 TOLERANCE = 1e-4
 DELIVERED = (
     "image_features", "text_features", "zero_shot.", "ensemble.", "tip.", "tip_f.", "clip_adapter.", "meta.",
-    "coop.", "cocoop.",
+    "coop.", "cocoop.", "mma.",
 )  # fmt: skip
 INPUTS = ("images", "labels", "class_weights", "support", "val", "test", "support_labels", "val_labels",
           "test_labels", "tip.alpha_beta")  # fmt: skip
@@ -262,8 +263,48 @@ def cocoop(golden: Golden) -> Found:
         yield f"cocoop.trained.{name.replace('context', 'ctx')}", parameter.detach()
 
 
+def mma(golden: Golden) -> Found:
+    """MMA's logits, gradients and first steps, at each scale."""
+    task, where = golden.task(), golden.meta["mma"]
+    x, y = golden.tensors["images"], golden.tensors["labels"]
+    for stem in [f"mma.s{scale:g}." for scale in where["scales"]]:
+        theirs = {our_name(key.removeprefix(stem + "param.")): key for key in golden.tensors
+                  if key.startswith(stem + "param.")}  # fmt: skip
+        clf = handful.MMA(
+            golden.backbone, first_block=where["first_block"], last_block=where["last_block"],
+            width=where["dim"], alpha=float(stem.removeprefix("mma.s").rstrip(".")),
+            template=golden.meta["template"],
+        )  # fmt: skip
+        adapters = clf.start(golden.backbone, torch.Generator())
+        adapters.load_state_dict({name: golden.tensors[key] for name, key in theirs.items()})
+        model, entrance = clf.learner(task, adapters), clf.entrance(golden.backbone)
+        assert entrance is not None
+        tokens = entrance(x)
+        logits = model(tokens)
+        F.cross_entropy(logits, y).backward()
+        yield stem + "logits", logits.detach()
+        for name, parameter in adapters.named_parameters():
+            yield theirs[name], parameter.detach().clone()
+            yield theirs[name].replace(".param.", ".grad."), gradient(parameter)
+        one_epoch = Recipe(epochs=1, warmup_lr=None, lr=clf.lr)
+        batches = [(tokens[rows], y[rows]) for rows in golden.meta["batches"]["default"]]
+        for i, loss in enumerate(train(model, partial(iter, batches), one_epoch)):
+            yield f"{stem}loss.{i}", torch.tensor(loss)
+        for name, parameter in adapters.named_parameters():
+            yield theirs[name].replace(".param.", ".trained."), parameter.detach()
+
+
+def our_name(name: str) -> str:
+    """Turn `text_adapter.2.down.0.weight` into `down.text.2.weight`."""
+    kind, block, *rest = name.split(".")
+    if kind == "shared_adapter":
+        return f"middle.shared.{block}.{rest[-1]}"
+    side = {"text_adapter": "text", "visual_adapter": "image"}[kind]
+    return f"{rest[0]}.{side}.{block}.{rest[-1]}"
+
+
 COMPARISONS: tuple[Callable[[Golden], Found], ...] = (
-    backbone_features, zero_shot, tip, tip_f, clip_adapter, meta, coop, cocoop
+    backbone_features, zero_shot, tip, tip_f, clip_adapter, meta, coop, cocoop, mma
 )  # fmt: skip
 
 

@@ -32,6 +32,11 @@ class Block:
         """The joint projection's weight `[3 D, D]` and bias `[3 D]` or None."""
         return self.project()
 
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Give the block's output for its input and what the heads of its attention say, `[N, L, D]`."""
+        x = x + self.scale1(self.out(attended))
+        return x + self.scale2(self.mlp(self.norm2(x)))
+
 
 @dataclass(frozen=True)
 class Tower:
@@ -58,6 +63,10 @@ class Tower:
     final_norm: nn.Module | None = None
     projection: Tensor | nn.Module | None = None
     """From tower width to joint width: `[D, E]`, a Linear, or None."""
+    leave: Callable[[Tensor], Tensor] | None = None
+    """From the last block's tokens `[N, L, D]` to the feature `[N, E]`: norm, pooling, projection."""
+    reads_first: bool = False
+    """Whether the feature is read at the first token alone, so that `leave` needs no other."""
     absent: str = ""
     """Why there are no seams, when there are none."""
 
@@ -121,6 +130,8 @@ def image_tower(visual: nn.Module) -> Tower:
             before=v.ln_pre,
             final_norm=v.ln_post,
             projection=v.proj,
+            leave=lambda x: _leave(v, x),
+            reads_first=v.attn_pool is None and v.pool_type == "tok",
             absent=absent,
         )
     trunk = getattr(v, "trunk", None)
@@ -139,9 +150,17 @@ def image_tower(visual: nn.Module) -> Tower:
                 before=trunk.norm_pre,
                 final_norm=trunk.norm,
                 projection=getattr(v.head, "proj", None),
+                leave=lambda x: v.head(trunk.forward_head(trunk.norm(x))),
+                reads_first=trunk.attn_pool is None and trunk.global_pool == "token",
             )
     width = int(getattr(v, "output_dim", 0) or getattr(trunk, "num_features", 0))
     return Tower("image", width, absent=f"it is a {type(trunk or visual).__name__}")
+
+
+def _leave(visual: Any, x: Tensor) -> Tensor:
+    """Go from the last tokens of open_clip's ViT to its features."""
+    pooled: Tensor = visual._pool(x)[0]
+    return pooled if visual.proj is None else pooled @ visual.proj
 
 
 def _blocks(transformer: Any) -> tuple[tuple[Block, ...], str]:

@@ -90,7 +90,7 @@ def fit(
         str,
         typer.Option(
             help="zero-shot, linear-probe, logistic-probe, tip-adapter, tip-adapter-f, clip-adapter, "
-            "meta-adapter, text-tuning, coop, cocoop, or pkg.module:Class."
+            "meta-adapter, text-tuning, coop, cocoop, mma, or pkg.module:Class."
         ),
     ] = "tip-adapter",
     backbone: Annotated[
@@ -215,21 +215,20 @@ def evaluate(model: Model, folder: Data, on_error: OnError = "raise", as_json: A
     """Measure a classifier on labelled images, beside zero-shot."""
     import numpy as np
 
-    from handful import ZeroShot, encode, load
+    from handful import ZeroShot, load
     from handful.metrics import accuracy, per_class_accuracy
 
     clf = load(model)
     images = _read(folder, on_error)
     truth = clf.match(images.class_names)[images.labels]
     backbone = clf.loaded_backbone()
-    features = encode(backbone, images)
-    predicted = clf.decision_function(features).argmax(1)
+    predicted = clf.decision_function(images).argmax(1)
     templates = getattr(clf, "templates", "default")
     zero = ZeroShot(backbone, templates=templates).fit(class_names=clf.class_names_)
     by_class = per_class_accuracy(predicted, truth, len(clf.class_names_))
     facts: dict[str, Any] = {
         "accuracy": accuracy(predicted, truth),
-        "zero_shot": accuracy(zero.decision_function(features).argmax(1), truth),
+        "zero_shot": accuracy(zero.decision_function(images).argmax(1), truth),
         "images": len(images),
         "classes": len(clf.class_names_),
         "method": clf.method,

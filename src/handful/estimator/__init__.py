@@ -31,7 +31,6 @@ from handful.types import ImageLike, Labels
 
 SCALE = 100.0
 """CLIP's inverse temperature, for features that come without a backbone."""
-PREDICT_BATCH = 4096
 TAKEN = (
     "head_", "selection_", "selected_", "notes_", "losses_", "learned_on_", "templates_", "support_",
     "shots_", "fingerprint_",
@@ -264,7 +263,7 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
     def decision_function(self, images: Any) -> NDArray[np.float32]:
         """Give logits `[N, C]`."""
         head = self.fitted_head()
-        parts = [head.logits(part) for part in self.encode_query(images).split(PREDICT_BATCH)]
+        parts = [head.logits(part) for part in self.query(images)]
         return torch.cat(parts).numpy()
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,14 +13,19 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from handful.backbones import Backbone, load_backbone
+from handful.data.images import check_files, decode, in_threads, refuse_unreadable
 from handful.data.sets import ImageSet
 from handful.errors import DataError, FingerprintError, NotFitted, ParameterError, unexpected
 from handful.estimator.inputs import Validation, is_encoded, match_labels, match_names, read_class_weights
-from handful.features import CROP_SCALE, Features, encode
+from handful.features import BATCH, CROP_SCALE, Features, encode
 from handful.features.online import Online
+from handful.features.views import Entrance, Keep, Views
 from handful.heads import CosineHead, Head
 from handful.prompts import class_weights as text_classifier
 from handful.prompts import resolve_templates
+from handful.types import ImageLike
+
+PREDICT_BATCH = 4096
 
 
 class Encoding(BaseEstimator):  # type: ignore[misc]
@@ -35,9 +41,16 @@ class Encoding(BaseEstimator):  # type: ignore[misc]
     trains: ClassVar[bool] = False
     """Whether it trains in steps, and so can take `views="online"`."""
 
+    cache: Keep = "auto"
+    """Where a method inside the image tower keeps what its frozen blocks give."""
+
     backbone: Backbone | str | None
     head_: Head
     fingerprint_: str
+
+    def entrance(self, backbone: Backbone) -> Entrance | None:
+        """Give what a method inside the image tower reads of training pixels; None: features."""
+        return None
 
     def text_weights(self, names: tuple[str, ...], given: Any, backbone: Backbone | None) -> Tensor | None:
         """Give the text classifier that the method asks for: given, or made from the names."""
@@ -88,7 +101,9 @@ class Encoding(BaseEstimator):  # type: ignore[misc]
 
     def _encode(self, images: Any, training: bool = False, augmented: bool = True, cache: bool = True) -> Any:
         """Give features for anything that predict or fit takes; training ones in views, if augmented."""
-        is_bytes = isinstance(images, np.ndarray) and images.dtype == np.uint8
+        inside = self._entrance() if training and augmented else None
+        if inside and is_encoded(images):
+            raise DataError(f"{type(self).__name__} works inside the image tower: give images, not features.")
         if not isinstance(images, Features) and is_encoded(images):
             return Features.from_array(images)
         if isinstance(images, Features):
@@ -98,9 +113,7 @@ class Encoding(BaseEstimator):  # type: ignore[misc]
             if images.fingerprint and wanted and images.fingerprint != wanted:
                 raise FingerprintError("These features come from another backbone. Encode them again.")
             return images
-        lone_array = is_bytes and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)))
-        if isinstance(images, str | Path) or hasattr(images, "getexif") or lone_array:
-            images = [images]
+        items = as_items(images)
         if not training and hasattr(self, "head_"):
             backbone = self.loaded_backbone()
         else:
@@ -109,10 +122,17 @@ class Encoding(BaseEstimator):  # type: ignore[misc]
             backbone = found
         views = getattr(self, "views", 0) if training and augmented else 0
         if views == "online" and self.trains:
-            items = images.items if isinstance(images, ImageSet) else images
-            return Online(backbone, tuple(items), self.crop_scale)
-        seed = getattr(self, "seed", 0)
-        return encode(backbone, images, views=views, seed=seed, crop_scale=self.crop_scale, cache=cache)
+            return Online(backbone, items, self.crop_scale, inside)
+        way: dict[str, Any] = {
+            "views": views, "seed": getattr(self, "seed", 0), "crop_scale": self.crop_scale,
+        }  # fmt: skip
+        if inside:
+            return Views(backbone, items, inside, **way, keep=self.cache)
+        return encode(backbone, items, **way, cache=cache)
+
+    def _entrance(self) -> Entrance | None:
+        backbone = self.find_backbone(needed=False)
+        return None if backbone is None else self.entrance(backbone)
 
     def encode_support(self, images: Any) -> Features:
         """Give the features of more support images, as `fit` makes them."""
@@ -123,6 +143,30 @@ class Encoding(BaseEstimator):  # type: ignore[misc]
         found = self._encode(images, training=True)
         assert isinstance(found, Features)
         return found
+
+    def query(self, images: Any) -> Iterator[Tensor]:
+        """Give what the head reads, in parts: features `[N, E]`, or pixels `[N, 3, H, W]`."""
+        if self.fitted_head().needs == "features":
+            yield from self.encode_query(images).split(PREDICT_BATCH)
+        else:
+            yield from self.read_pixels(images)
+
+    def read_pixels(self, images: Any) -> Iterator[Tensor]:
+        """Give images as pixels `[N, 3, H, W]`, in parts."""
+        if is_encoded(images):
+            raise DataError(
+                f"{type(self).__name__} runs images through its own tower: give images, not features."
+            )
+        backbone, items = self.loaded_backbone(), as_items(images)
+        if not items:
+            raise DataError("Got no images, expected at least one.")
+        found = check_files(items)
+        refuse_unreadable(
+            [f"{item}: {bad}" for item, bad in zip(items, found, strict=True) if bad], len(items)
+        )
+        for start in range(0, len(items), BATCH):
+            images = in_threads(decode, items[start : start + BATCH])
+            yield torch.stack([backbone.preprocess(image) for image in images])
 
     def encode_query(self, images: Any) -> Tensor:
         """Give features `[N, E]` of images to tell."""
@@ -164,3 +208,14 @@ class Encoding(BaseEstimator):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key != "_loaded"}
+
+
+def as_items(images: Any) -> tuple[ImageLike, ...]:
+    """Take one image, several, or an `ImageSet`."""
+    is_bytes = isinstance(images, np.ndarray) and images.dtype == np.uint8
+    lone_array = is_bytes and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)))
+    if isinstance(images, str | Path) or hasattr(images, "getexif") or lone_array:
+        return (images,)
+    if not isinstance(images, Iterable | ImageSet):
+        raise unexpected("images", images, "paths, images, an ImageSet or Features")
+    return tuple(images.items if isinstance(images, ImageSet) else images)

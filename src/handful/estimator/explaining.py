@@ -47,7 +47,7 @@ def explain(clf: FewShotClassifier, image: Any, top: int) -> Explanation:
     """See `FewShotClassifier.explain`."""
     head: Any = clf.fitted_head()
     top = check_integer("top", top, 0)
-    features = clf.encode_query(image)
+    features = torch.cat(list(clf.query(image)))
     if len(features) != 1:
         raise DataError(f"Got {len(features)} images, expected one: explain each on its own.")
     logits = head.logits(features)[0].double()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,11 @@ from handful.data.sets import ImageSet, check_names, clean_name
 from handful.errors import DataError, ParameterError
 from handful.features import Features
 from handful.features.online import Online
+from handful.features.views import Views
 from handful.types import Labels
+
+Source = Features | Online | Views
+"""What a support set is read as: cached features, fresh crops, or what enters an image tower."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Task:
     Attributes
     ----------
     features
-        The support set, `[N, V, E]` raw; None for zero-shot.
+        The support set, `[N, V, E]` raw, or its crops; None for zero-shot.
     labels
         `[N]` int64.
     class_names
@@ -56,7 +60,7 @@ class Task:
         What `selection="val"` looks at, and `"oracle"`.
     """
 
-    features: Features | Online | None
+    features: Source | None
     labels: Tensor
     class_names: tuple[str, ...]
     text: Tensor | None
@@ -66,6 +70,13 @@ class Task:
 
     @property
     def source(self) -> Features | Online:
+        """The support set as features or fresh crops of it, or an error that says it is missing."""
+        if isinstance(self.features, Views):
+            raise DataError("This method works on features, and was given what enters an image tower.")
+        return cast("Features | Online", self.inputs)
+
+    @property
+    def inputs(self) -> Source:
         """The support set to train on, or an error that says it is missing."""
         if self.features is None:
             raise DataError("This method learns from images: give fit(images, labels).")

@@ -208,7 +208,7 @@ def _encode_batch(
     """Encode decoded images, all their views, in batches of `BATCH` pixels tensors."""
     if views:
         pixels = [
-            backbone.view(image, _view_seed(name, seed, view), crop_scale)
+            backbone.view(image, view_seed(name, seed, view), crop_scale)
             for name, image in images
             for view in range(views)
         ]
@@ -224,5 +224,6 @@ def _encode_batch(
     }
 
 
-def _view_seed(name: str, seed: int, view: int) -> int:
+def view_seed(name: str, seed: int, view: int) -> int:
+    """Give the seed of an image's view, by the digest of the image."""
     return int.from_bytes(hashlib.sha256(f"{name} {seed} {view}".encode()).digest()[:8], "big") >> 1

@@ -12,6 +12,7 @@ from handful.backbones.base import Backbone
 from handful.data.images import check_files, decode, in_threads, refuse_unreadable
 from handful.data.sets import Rows, choose_rows
 from handful.errors import DataError
+from handful.features.views import Entrance
 from handful.types import ImageLike
 
 PASSES = 10
@@ -21,11 +22,15 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Online:
-    """Fresh crops at every call, as published: the image tower runs in the training loop."""
+    """Fresh crops at every call, as published: the image tower runs in the training loop.
+
+    `entrance` is what a method inside the image tower reads in place of features.
+    """
 
     backbone: Backbone
     items: tuple[ImageLike, ...]
     crop_scale: tuple[float, float]
+    entrance: Entrance | None = None
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -45,7 +50,7 @@ class Online:
     def __getitem__(self, rows: Rows) -> Online:
         """Choose rows."""
         chosen = choose_rows(rows, len(self))
-        return Online(self.backbone, tuple(self.items[row] for row in chosen), self.crop_scale)
+        return Online(self.backbone, tuple(self.items[row] for row in chosen), self.crop_scale, self.entrance)
 
     def pooled(self) -> Tensor:
         """One raw vector for each image: the mean over PASSES fresh crops, `[N, E]`."""
@@ -61,11 +66,12 @@ class Online:
         return F.normalize(self.pooled(), dim=-1)
 
     def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Give the feature of one new random crop of each of some images, `[B, E]`."""
+        """Give what is read of one new random crop of each of some images: features `[B, E]`."""
         seeds = torch.randint(2**62, (len(rows),), generator=generator).tolist()
         images = in_threads(decode, [self.items[row] for row in rows.tolist()])
         crops = [
             self.backbone.view(image, seed, self.crop_scale)
             for image, seed in zip(images, seeds, strict=True)
         ]
-        return self.backbone.encode_image(torch.stack(crops)).cpu()
+        read = self.entrance or self.backbone.encode_image
+        return read(torch.stack(crops)).float().cpu()

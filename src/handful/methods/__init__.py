@@ -17,12 +17,14 @@ from handful.methods.coop import CoOp
 from handful.methods.linear_probe import LinearProbe
 from handful.methods.logistic_probe import LogisticProbe
 from handful.methods.meta_adapter import MetaAdapter, Refiner, load_refiner, refine
+from handful.methods.mma import MMA
 from handful.methods.text_tuning import TextTuning
 from handful.methods.tip_adapter import TipAdapter, TipAdapterF
 from handful.methods.zero_shot import ZeroShot
 
 __all__ = [
     "METHODS",
+    "MMA",
     "ClipAdapter",
     "CoCoOp",
     "CoOp",
@@ -53,6 +55,7 @@ METHODS: dict[str, type[FewShotClassifier]] = {
         TextTuning,
         CoOp,
         CoCoOp,
+        MMA,
     )
 }
 """The built-in methods by name. A third party's method is an import path, `pkg.module:Class`."""

@@ -17,7 +17,7 @@ from handful.estimator import FewShotClassifier, Task, Validation
 from handful.heads import Head, Place, Shapes, TextHead, expect
 from handful.search import best_ratio
 from handful.selection import check_selection, first_shots, smallest_class
-from handful.train import Recipe, choose_epochs, seeded, train_on
+from handful.train import IMAGENET, Recipe, choose_epochs, seeded, train_on
 
 PARTS = ("down", "up", "ratio")
 SIDES = {"image": ("image",), "text": ("text",), "both": ("image", "text")}
@@ -25,9 +25,12 @@ NAMES = {"image": "alpha", "text": "beta"}
 RATIOS = (0.2, 0.4, 0.6, 0.8)
 """Ratios that a search trains at: the article's, but for 0 and 1 (its figure of the residual ratio)."""
 TRIAL_STEPS = 3000
-"""Steps of a trial inside the support set: enough to compare ratios on a thousand classes."""
+"""Steps of a trial inside the support set, at most."""
 AT_100 = 0.002
-"""CoOp's learning rate, which is meant for CLIP's scale of 100."""
+"""CoOp's learning rate, which is meant for CLIP's scale of 100 and batches of BATCH."""
+BATCH = 32
+MANY = {"batch_size": 256, "epochs": 20, "trial_epochs": 2}
+"""From 1,000 classes on, where an epoch is long: batch and epochs of Tip-Adapter-F."""
 TOP = 0.95
 """Largest ratio that a search gives: at 1 nothing of CLIP is left."""
 TEXT_RATIOS = tuple(0.05 * number for number in range(20))
@@ -180,9 +183,12 @@ class ClipAdapter(FewShotClassifier):
         Of the text classifier.
     lr
         `"auto"` is CoOp's 0.002, which the published code takes over, at CLIP's scale of 100, and
-        `0.002 (100 / scale)^2` at another, where a step moves the logits as much. (The article names
-        1e-5, with which the adapter hardly moves: methods.md §4.2.)
-    epochs, batch_size, views, seed
+        `0.002 (100 / scale)^2` at another, where a step moves the logits as much; it grows with the
+        batch. (The article names 1e-5, with which the adapter hardly moves: methods.md §4.2.)
+    epochs, batch_size
+        `"auto"` is CoOp's; from 1,000 classes on it is 20 epochs of batches of 256, which are as
+        good on drawn features and several times faster.
+    views, seed
         As for CoOp.
     """
 
@@ -204,7 +210,7 @@ class ClipAdapter(FewShotClassifier):
         templates: str | Sequence[str] = "default",
         epochs: int | Literal["auto"] = "auto",
         lr: float | Literal["auto"] = "auto",
-        batch_size: int = 32,
+        batch_size: int | Literal["auto"] = "auto",
         views: int | Literal["online"] = 8,
         seed: int = 0,
     ) -> None:
@@ -234,27 +240,41 @@ class ClipAdapter(FewShotClassifier):
             for name in SIDES[self.side]
         }
 
-    def train(self, task: Task, rows: Tensor, ratios: dict[str, float], most: int | None = None) -> Adapted:
-        """Train adapters on some rows of the support set, in at most about `most` steps if given."""
+    def train(self, task: Task, rows: Tensor, ratios: dict[str, float], trial: bool = False) -> Adapted:
+        """Train adapters on some rows of the support set; a trial is shorter."""
         labels, generator = task.labels[rows], seeded(self.seed)
-        lr = AT_100 * (100 / task.scale) ** 2 if self.lr == "auto" else self.lr
-        recipe = Recipe(choose_epochs(self.epochs, labels), self.batch_size, lr)
-        if most is not None:
+        recipe = self.recipe(task, labels)
+        if trial:
             steps = max(len(labels) // recipe.batch_size, 1)
-            recipe = replace(recipe, epochs=min(recipe.epochs, max(most // steps, 1)))
+            most = MANY["trial_epochs"] if self.many(task) else max(TRIAL_STEPS // steps, 1)
+            recipe = replace(recipe, epochs=min(recipe.epochs, most))
         sides = self.start(task.text_weights.shape[1], ratios, generator)
         model = Adapted(sides, task.text_weights, task.scale)
         self.losses_ = train_on(model, task.source[rows.numpy()], labels, recipe, generator)
         self.selected_ = {"epochs": recipe.epochs, "lr": recipe.lr}
         return model
 
-    def trials(
-        self, task: Task, rows: Tensor, seen: Validation, most: int | None = None
-    ) -> tuple[float, Adapted]:
+    def many(self, task: Task) -> bool:
+        """Whether the task is as large as ImageNet."""
+        return len(task.class_names) >= IMAGENET
+
+    def recipe(self, task: Task, labels: Tensor) -> Recipe:
+        """Give the settings of training, the `"auto"` ones found out."""
+        epochs, size, lr = self.epochs, self.batch_size, self.lr
+        if size == "auto":
+            size = MANY["batch_size"] if self.many(task) else BATCH
+        if epochs == "auto" and self.many(task):
+            epochs = MANY["epochs"]
+        recipe = Recipe(choose_epochs(epochs, labels), size)
+        if lr == "auto":
+            lr = AT_100 * (100 / task.scale) ** 2 * recipe.batch_size / BATCH
+        return replace(recipe, lr=lr)
+
+    def trials(self, task: Task, rows: Tensor, seen: Validation, short: bool) -> tuple[float, Adapted]:
         """Train at each of RATIOS, search the ratio to use each with; give the first best."""
         runs = []
         for ratio in RATIOS:
-            model = self.train(task, rows, dict.fromkeys(SIDES["both"], ratio), most)
+            model = self.train(task, rows, dict.fromkeys(SIDES["both"], ratio), short)
             runs.append((model.search(seen), ratio, model, self.losses_))
         _, chosen, kept, self.losses_ = max(runs, key=lambda run: run[0])
         return chosen, kept
@@ -274,13 +294,13 @@ class ClipAdapter(FewShotClassifier):
         elif selection == "support":
             out = first_shots(task.labels)
             seen = Validation(task.source[out.numpy()].pooled(), task.labels[out])
-            ratio, trial = self.trials(task, everything[~out], seen, TRIAL_STEPS)
+            ratio, trial = self.trials(task, everything[~out], seen, True)
             model = self.train(task, everything, dict.fromkeys(SIDES["both"], ratio))
             for name, adapter in model.sides.items():
                 adapter.fixed = trial.sides[name].fixed
             self.selected_["trained_at"] = ratio
         else:
-            self.selected_["trained_at"], model = self.trials(task, everything, task.held_out)
+            self.selected_["trained_at"], model = self.trials(task, everything, task.held_out, False)
         for name, adapter in model.sides.items():
             self.selected_[NAMES[name]] = round(float(adapter.ratio.detach()), 6)
         self.warn_if_dead(model, task)

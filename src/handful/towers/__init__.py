@@ -1,14 +1,16 @@
-"""Inside the towers: the shared-prefix text pass, and the taps with the plain pass through them."""
+"""Inside the towers: the shared-prefix text pass, the upper image pass, and the taps with the
+plain pass through them."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from handful.backbones.base import Backbone
+from handful.towers.image import ImagePass
 from handful.towers.prefix import PrefixPass
 from handful.towers.taps import PlainPass, Taps
 
-__all__ = ["PlainPass", "PrefixPass", "Taps", "TextPass", "text_pass"]
+__all__ = ["ImagePass", "PlainPass", "PrefixPass", "Taps", "TextPass", "text_pass"]
 
 TextPass = PrefixPass | PlainPass
 """Called with learned vectors, gives text features."""

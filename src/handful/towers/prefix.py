@@ -56,6 +56,7 @@ class PrefixPass:
         self.trees = [tree.to(backbone.device) for tree in trees]
         self.order = torch.cat([tree.rows for tree in self.trees]).argsort()
         self._first: dict[int, tuple[Tensor, int, Tensor]] = {}
+        self._below: dict[tuple[int, int], Tensor] = {}
 
     @property
     def tower(self) -> Tower:
@@ -71,7 +72,8 @@ class PrefixPass:
             The vectors; None for prompts without any. A batch of them gives every prompt B times,
             with the vectors of one image each (CoCoOp).
         after
-            What to do after a block, for adapters inside the tower.
+            What to do after a block, for adapters inside the tower. Where nothing is learned in the
+            prompts, the blocks below the first of these run once for all calls.
         """
         batch = learned[None] if learned is not None and learned.ndim == 2 else learned
         groups = [None] if batch is None else batch.split(max(self.part // len(self.trees[0]), 1))
@@ -86,22 +88,36 @@ class PrefixPass:
     def _run(self, number: int, learned: Tensor | None, after: After) -> Tensor:
         """Run one tree through the tower: `[B, P, E]`."""
         tree = self.trees[number]
-        x = self._embed(tree, learned)  # [B, N, D]
-        last = len(self.tower.blocks) - 1
-        for index, block in enumerate(self.tower.blocks):
-            qkv = project(block, x) if index else self._project_first(block, x, number)
-            entered, attended = x, attend(qkv, block.heads, tree)
-            if index == last:
-                entered, attended = x[:, tree.ends], attended[:, tree.ends]
-            x = entered + block.scale1(block.out(attended))
-            x = x + block.scale2(block.mlp(block.norm2(x)))
-            if index in after:
-                x = after[index](entered, x)
+        first = min(after, default=0) if learned is None else 0
+        x = self._frozen(number, first) if first else self._embed(tree, learned)  # [B, N, D]
+        x = self._climb(number, x, range(first, len(self.tower.blocks)), after)
         x = cast(nn.Module, self.tower.final_norm)(x)
         to_joint = self.tower.projection
         if isinstance(to_joint, nn.Module):
             return to_joint(x)
         return x if to_joint is None else x @ to_joint
+
+    def _climb(self, number: int, x: Tensor, indices: range, after: After) -> Tensor:
+        """Run some blocks; after the last one of the tower only the ends of the prompts go on."""
+        tree, last = self.trees[number], len(self.tower.blocks) - 1
+        for index in indices:
+            block = self.tower.blocks[index]
+            qkv = project(block, x) if index else self._project_first(block, x, number)
+            entered, attended = x, attend(qkv, block.heads, tree)
+            if index == last:
+                entered, attended = x[:, tree.ends], attended[:, tree.ends]
+            x = block.finish(entered, attended)
+            if index in after:
+                x = after[index](entered, x)
+        return x
+
+    def _frozen(self, number: int, first: int) -> Tensor:
+        """Give the tokens of prompts without learned vectors on their way into a block; they never change."""
+        if (number, first) not in self._below:
+            with torch.no_grad():
+                x = self._embed(self.trees[number], None)
+                self._below[number, first] = self._climb(number, x, range(first), {})
+        return self._below[number, first]
 
     def _embed(self, tree: Tree, learned: Tensor | None) -> Tensor:
         """Give the tokens on their way into the first block: embedding or learned vector, plus place."""

@@ -18,6 +18,13 @@ Tokens = Callable[[Tensor], Tensor]
 """A function of tokens `[N, L, D]`."""
 
 
+class _Arrived(Exception):
+    """Tokens have come to where a pass ends."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+
 class Taps:
     """Functions on their way into a tower. Use it as a context, and leave it after `backward`.
 
@@ -80,6 +87,19 @@ class Taps:
             raise SeamError(f"Block {block} of the {self.tower.side} tower has no weight {path!r}.")
         parametrize.register_parametrization(target, name, module)
         self._parametrized.append((target, name))
+
+    def tokens_before(self, block: int, run: Callable[[], Any]) -> Tensor:
+        """Call `run`, which runs the tower, up to a block and no further: the tokens that enter it."""
+
+        def stop(tokens: Tensor) -> Tensor:
+            raise _Arrived(tokens)
+
+        self.before(block, stop)
+        try:
+            run()
+        except _Arrived as arrived:
+            return arrived.tokens
+        raise SeamError(f"The {self.tower.side} tower never came to block {block}.")
 
     def detach(self) -> None:
         """Leave the tower as it was."""
