@@ -30,13 +30,15 @@ Step = Callable[[], dict[str, Tensor]]
 """One training step: gives the text features, and gradients by parameter name."""
 
 
-def vit_b_16(dtype: str = "float32") -> handful.Backbone:
-    """Give a backbone with ViT-B/16's text tower, random weights; the image tower is a stub."""
+def vit_b_16(dtype: str = "float32", image: bool = False) -> handful.Backbone:
+    """Give a ViT-B/16 with random weights; without `image` the image tower is a stub."""
     torch.manual_seed(0)
     config = {
         "embed_dim": 512,
         "quick_gelu": True,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16}
+        if image
+        else {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
         "text_cfg": {"width": 512, "heads": 8, "layers": 12},
     }
     model = openclip.build(config)
@@ -44,7 +46,12 @@ def vit_b_16(dtype: str = "float32") -> handful.Backbone:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # without bf16 instructions it is float32: the table says so
         return openclip.wrap(
-            "ViT-B-16 (random)", model, open_clip.SimpleTokenizer(), {"size": 32}, device="cpu", dtype=dtype
+            "ViT-B-16 (random)",
+            model,
+            open_clip.SimpleTokenizer(),
+            {"size": 224 if image else 32},
+            device="cpu",
+            dtype=dtype,
         )
 
 

@@ -23,6 +23,8 @@ FORMS = {
     "tip-adapter-f": {"alpha": 2.5, "epochs": 2, "views": 2},
     "meta-adapter": {"views": 2},
     "clip-adapter": {"side": "both", "epochs": 2, "views": 2, "selection": "fixed"},
+    "fine-tuning": {"epochs": 1, "views": 1, "lr": 1e-6},
+    "mma": {"first_block": 4, "width": 4, "epochs": 1, "views": 1},
     "text-tuning": {"form": "bias", "epochs": 2, "views": 0},
     "coop": {"length": 4, "class_specific": True, "epochs": 2, "views": 2},
     "cocoop": {"epochs": 1, "batch_size": 8, "views": 0},

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "handful"
 FLOORS = (
     ("errors", "files", "progress", "types"),
-    ("backbones", "data"),
+    ("backbones", "data", "resume"),
     ("features", "metrics", "towers"),
     ("checkpoint", "heads", "prompts", "search", "selection", "train"),
     ("estimator",),

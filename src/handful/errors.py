@@ -54,6 +54,10 @@ class FingerprintError(CheckpointError):
     """A saved classifier belongs to a backbone with other weights or preprocessing."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A training was interrupted (Ctrl-C): what it had learned is kept, and the message says how to go on."""
+
+
 class TrainingError(HandfulError, FloatingPointError):
     """A loss became NaN or infinite."""
 

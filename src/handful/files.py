@@ -1,10 +1,16 @@
-"""Writing files so that a reader sees the old one or the new one, never a third."""
+"""Where files are cached, and how they are written: a reader sees the old one or the new one, no third."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where features are cached: `$HANDFUL_CACHE`, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("HANDFUL_CACHE") or Path(base) / "handful")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+EVERY = 30.0
+"""Seconds between lines where there is no terminal: short work says nothing."""
 Advance = Callable[..., None]
 """Called with how many are done now, and `note=` to show beside the bar."""
 
 
 @contextmanager
 def bar(text: str, total: int, show: bool | None = None) -> Iterator[Advance]:
-    """Give a function that advances a bar; None shows it on a terminal."""
-    if not total or not (sys.stderr.isatty() if show is None else show):
+    """Give a function that advances a bar; None shows it on a terminal, and elsewhere a line now and then."""
+    if not total or show is False:
         yield lambda count, note="": None
+        return
+    if show is None and not sys.stderr.isatty():
+        yield _lines(text, total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,3 +39,20 @@ def bar(text: str, total: int, show: bool | None = None) -> Iterator[Advance]:
             shown.update(task, advance=count, description=note)
 
         yield advance
+
+
+def _lines(text: str, total: int) -> Advance:
+    """Give a function that writes how far it is, and how long it will take, every so often."""
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(count: int, note: str = "") -> None:
+        nonlocal last, done
+        done, now = done + count, time.monotonic()
+        if done and now - last >= EVERY:
+            last, left = now, (now - start) * (total - done) / done
+            print(
+                f"{text}: {done} of {total}, {note or '...'}, {left:.0f} s left", file=sys.stderr, flush=True
+            )
+
+    return advance

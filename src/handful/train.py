@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal, Protocol
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from handful.backbones.base import has_bf16
 from handful.errors import TrainingError, check_integer, check_number, unexpected
 from handful.progress import bar
+from handful.resume import Shelf, Standing
 
 LARGEST = 1e38
 """What float32 can still hold."""
 IMAGENET = 1000
 """Classes from which on a task counts as ImageNet does, which is trained for fewer epochs."""
+ADJUSTABLE = ("precision", "accumulate", "clip", "momentum", "weight_decay", "warmup_lr")
+"""Settings of the loop that every trained method takes in its `training`."""
 Batch = tuple[Tensor, Tensor]
 """Inputs `[B, ...]` and labels `[B]`."""
 
@@ -30,8 +36,14 @@ class Source(Protocol):
         ...
 
     def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Give one view of each of some images, `[B, E]`."""
+        """Give one view of each of some images, `[B, ...]`."""
         ...
+
+
+class Losses(list[float]):
+    """The loss of each step; `stopped` says so where a training was interrupted."""
+
+    stopped: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,12 @@ class Recipe:
         Learning rate of a first, constant epoch that delays the cosine by one; None for no such epoch.
     adam_eps
         AdamW with this epsilon, in place of SGD.
+    precision
+        `"float32"`, or `"bfloat16"` for autocast in the forward pass; weights stay in float32.
+    accumulate
+        Pieces that a batch goes through in, whose gradients add up: the same step in less memory.
+    clip
+        Largest norm of the gradient; None for any.
     by_step
         The cosine falls at every step, and an epoch keeps its last, smaller batch; else the
         cosine falls with the epoch, and that batch is dropped (methods.md §0.3).
@@ -61,6 +79,9 @@ class Recipe:
     warmup_lr: float | None = 1e-5
     adam_eps: float | None = None
     by_step: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = 1
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epochs", check_integer("epochs", self.epochs, 1))
@@ -68,6 +89,21 @@ class Recipe:
         object.__setattr__(self, "lr", check_number("lr", self.lr, 0, above=True))
         if self.lr > LARGEST:
             raise unexpected("lr", self.lr, f"a number up to {LARGEST:g}")
+        object.__setattr__(self, "accumulate", check_integer("accumulate", self.accumulate, 1))
+        for name in ("momentum", "weight_decay", "warmup_lr", "clip"):
+            if getattr(self, name) is not None:
+                above = name == "clip"
+                object.__setattr__(self, name, check_number(name, getattr(self, name), 0, above=above))
+        if not isinstance(self.precision, str) or self.precision not in ("float32", "bfloat16"):
+            raise unexpected("precision", self.precision, "'float32' or 'bfloat16'")
+
+    def change(self, training: Mapping[str, Any] | None) -> Recipe:
+        """Give the recipe with some of ADJUSTABLE changed, as a method's `training` asks."""
+        if training is None:
+            return self
+        if not isinstance(training, Mapping) or not set(training) <= set(ADJUSTABLE):
+            raise unexpected("training", training, f"None, or a dict with some of {list(ADJUSTABLE)}")
+        return replace(self, **training)
 
     def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Give the optimizer; the loop sets its learning rate."""
@@ -174,15 +210,22 @@ def descend(model: nn.Module, loss: Callable[[], Tensor], most: int, tolerance: 
 
 
 def train_on(
-    model: nn.Module, source: Source, labels: Tensor, recipe: Recipe, generator: torch.Generator
-) -> list[float]:
+    model: nn.Module,
+    source: Source,
+    labels: Tensor,
+    recipe: Recipe,
+    generator: torch.Generator,
+    key: str | None = None,
+) -> Losses:
     """Train on shuffled epochs of a support set; see `train`."""
     size = recipe.batch_size
 
     def epoch() -> Iterator[Batch]:
         return shuffled(source, labels, size, generator, recipe.by_step)
 
-    return train(model, epoch, recipe, math.ceil(len(source) / size))
+    steps = len(source) / size
+    steps = math.ceil(steps) if recipe.by_step else max(math.floor(steps), 1)
+    return train(model, epoch, recipe, steps, generator=generator, key=key)
 
 
 def train(
@@ -191,7 +234,10 @@ def train(
     recipe: Recipe,
     steps: int = 1,
     show: bool | None = None,
-) -> list[float]:
+    *,
+    generator: torch.Generator | None = None,
+    key: str | None = None,
+) -> Losses:
     """Train what requires gradients in `model`, which gives logits; the last step is kept.
 
     Parameters
@@ -203,9 +249,15 @@ def train(
     recipe
         The settings.
     steps
-        Batches of an epoch, for a cosine by steps.
+        Batches of an epoch, for a cosine by steps, and for the bar.
     show
         Whether to show a bar; None shows it on a terminal.
+    generator
+        That `epoch` draws from.
+    key
+        What makes this training that training (`Task.key`). With it an interrupt keeps the last whole
+        epoch and ends the training there (`Losses.stopped`), and the same training goes on from it.
+        Without, and before the first epoch's end, the interrupt goes up.
 
     Returns
     -------
@@ -218,31 +270,94 @@ def train(
         A loss, or what the last step left, is NaN or infinite.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = recipe.optimizer(parameters)
-    device, losses = parameters[0].device, list[float]()
-    with bar("Training", recipe.epochs, show) as advance, torch.enable_grad():
-        for number in range(recipe.epochs):
-            first = len(losses)
-            for inputs, labels in epoch():
-                loss = F.cross_entropy(model(inputs.to(device)), labels.to(device))
-                if not torch.isfinite(loss):
-                    raise TrainingError(
-                        f"The loss became {loss.item()} at step {len(losses) + 1}, in epoch {number + 1} of "
-                        f"{recipe.epochs} (the step before: {losses[-1] if losses else 'none'}). Got "
-                        f"lr={recipe.lr:g}, expected one at which it converges: lower it."
-                    )
-                done = (len(losses) - first) / steps if recipe.by_step else 0.0
-                optimizer.param_groups[0]["lr"] = recipe.learning_rate(number + done)
-                losses.append(loss.item())
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            advance(1, note=f"loss {sum(losses[first:]) / (len(losses) - first):.3f}")
-    with torch.no_grad():  # no loss has seen the last step
-        learned = [*parameters, model(inputs.to(device))]
-    if not all(bool(torch.isfinite(values).all()) for values in learned):
-        raise TrainingError(
-            f"What was learned became NaN or infinite (last loss: {losses[-1] if losses else 'none'}). Got "
-            f"lr={recipe.lr:g}, expected one at which it converges: lower it."
-        )
+    optimizer, device, losses = recipe.optimizer(parameters), parameters[0].device, Losses()
+    shelf = None if key is None else Shelf(key, recipe, [tuple(p.shape) for p in parameters])
+    kept = shelf.read() if shelf else None
+    if kept is not None:
+        kept.put_back(optimizer, generator)
+        losses.extend(kept.losses)
+    autocast = _autocast(recipe, device)
+    try:
+        with bar("Training", recipe.epochs * steps, show) as advance, torch.enable_grad():
+            advance(len(losses))
+            for number in range(kept.epochs if kept else 0, recipe.epochs):
+                first = len(losses)
+                for inputs, labels in epoch():
+                    pieces = list(_pieces(inputs.to(device), labels.to(device), recipe.accumulate))
+                    optimizer.zero_grad()
+                    total = 0.0
+                    for x, y in pieces:
+                        with autocast:
+                            loss = F.cross_entropy(model(x).float(), y) * (len(y) / len(labels))
+                        total += _finite(loss, losses, number, recipe)
+                        loss.backward()
+                    if recipe.clip is not None:
+                        nn.utils.clip_grad_norm_(parameters, recipe.clip)
+                    done = (len(losses) - first) / steps if recipe.by_step else 0.0
+                    optimizer.param_groups[0]["lr"] = recipe.learning_rate(number + done)
+                    optimizer.step()
+                    losses.append(total)
+                    advance(1, note=f"epoch {number + 1} of {recipe.epochs}, loss {total:.3f}")
+                if shelf:
+                    kept = Standing.take(number + 1, losses, optimizer, generator)
+    except KeyboardInterrupt:
+        if shelf is None or kept is None:
+            raise
+        kept.put_back(optimizer, generator)
+        if kept.epochs < recipe.epochs:
+            return _stopped(kept, recipe, shelf.write(kept))
+    _check_left(model, parameters, inputs.to(device), losses, recipe)
+    if shelf:
+        shelf.remove()
     return losses
+
+
+def _autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
+    """Give the precision of the forward pass."""
+    if recipe.precision == "float32":
+        return nullcontext()
+    if has_bf16(device):
+        return torch.autocast(device.type, torch.bfloat16)
+    message = f"This {device.type} has no bfloat16 instructions: precision 'bfloat16' became 'float32'."
+    warnings.warn(message, stacklevel=4)
+    return nullcontext()
+
+
+def _pieces(inputs: Tensor, labels: Tensor, count: int) -> Iterator[Batch]:
+    """Cut a batch into at most `count` pieces."""
+    yield from zip(inputs.chunk(count), labels.chunk(count), strict=True)
+
+
+def _stopped(kept: Standing, recipe: Recipe, saved: bool) -> Losses:
+    """Give the losses of a training that was interrupted, and how to go on."""
+    losses = Losses(kept.losses)
+    on = "To go on from there, fit again with the same data and parameters." if saved else ""
+    losses.stopped = (
+        f"Training was interrupted after epoch {kept.epochs} of {recipe.epochs} (loss {losses[-1]:.3f}), and "
+        f"what was learned until then is kept. {on}"
+    ).rstrip()
+    return losses
+
+
+def _finite(loss: Tensor, losses: list[float], number: int, recipe: Recipe) -> float:
+    """Give a loss as a number, or say when it left them."""
+    if torch.isfinite(loss):
+        return loss.item()
+    raise TrainingError(
+        f"The loss became {loss.item()} at step {len(losses) + 1}, in epoch {number + 1} of "
+        f"{recipe.epochs} (the step before: {losses[-1] if losses else 'none'}). Got "
+        f"lr={recipe.lr:g}, expected one at which it converges: lower it."
+    )
+
+
+@torch.no_grad()
+def _check_left(
+    model: nn.Module, parameters: list[nn.Parameter], inputs: Tensor, losses: list[float], recipe: Recipe
+) -> None:
+    """Refuse what the last step left, which no loss has seen, if it is not finite."""
+    if all(bool(torch.isfinite(values).all()) for values in [*parameters, model(inputs)]):
+        return
+    raise TrainingError(
+        f"What was learned became NaN or infinite (last loss: {losses[-1] if losses else 'none'}). Got "
+        f"lr={recipe.lr:g}, expected one at which it converges: lower it."
+    )

@@ -1,4 +1,4 @@
-"""The command line: `handful demo | fit | meta-train | predict | evaluate | explain | info`.
+"""The command line: `handful demo | fit | meta-train | predict | evaluate | explain | analyze | info`.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 it failed, 2 the call was
 wrong, 130 interrupted. Nothing heavy is imported before a command runs.
@@ -90,7 +90,7 @@ def fit(
         str,
         typer.Option(
             help="zero-shot, linear-probe, logistic-probe, tip-adapter, tip-adapter-f, clip-adapter, "
-            "meta-adapter, text-tuning, coop, cocoop, mma, or pkg.module:Class."
+            "meta-adapter, text-tuning, fine-tuning, coop, cocoop, mma, or pkg.module:Class."
         ),
     ] = "tip-adapter",
     backbone: Annotated[
@@ -116,7 +116,7 @@ def fit(
     import time
 
     from handful import few_shot, load_backbone
-    from handful.errors import unexpected
+    from handful.errors import Interrupted, unexpected
     from handful.methods import find_method
 
     cls = find_method(method)
@@ -130,7 +130,13 @@ def fit(
     model = load_backbone(backbone, weights=weights)
     start = time.perf_counter()
     seen = None if validation is None else _read(validation, on_error)
-    clf = cls(model, **parameters).fit(support, validation=seen)
+    clf = cls(model, **parameters)
+    try:
+        clf.fit(support, validation=seen)
+    except Interrupted as stopped:
+        clf.save(out)
+        _say(f"{stopped} {out} holds it.")
+        raise typer.Exit(130) from None
     seconds = time.perf_counter() - start
     clf.save(out)
     for note in clf.notes_:
@@ -279,6 +285,42 @@ def explain(
             typer.echo(f"{name}:")
         for number, near in enumerate(own, 1):
             typer.echo(f"{number:4}  {', '.join(map(str, near))}")
+
+
+analyze = typer.Typer(help="Look into a backbone.", no_args_is_help=True)
+app.add_typer(analyze, name="analyze")
+
+
+@analyze.command()
+def layers(
+    datasets: Annotated[
+        list[Path], typer.Option(help="At least two training sets: folders of class folders, CSV or JSONL.")
+    ],
+    more: Annotated[list[Path] | None, typer.Argument(help="The others.", show_default=False)] = None,
+    backbone: Annotated[str, typer.Option(help="As for fit.")] = "mini",
+    weights: Annotated[Path | None, typer.Option(help="The weights, for a config.json.")] = None,
+    images: Annotated[int, typer.Option(min=5, help="Images of each data set.")] = 160,
+    out: Annotated[Path, typer.Option(help="Where to write picture and table.")] = Path("handful-layers"),
+    on_error: OnError = "raise",
+    as_json: AsJson = False,
+) -> None:
+    """Say how well each layer of both towers tells data sets apart, and how alike the towers are there."""
+    from handful import load_backbone
+    from handful.analysis.layers import analyze_layers, markdown, write_analysis
+    from handful.errors import unexpected
+
+    paths = [*datasets, *(more or [])]
+    paths = [path.absolute() for path in paths]
+    names = [path.name if path.is_dir() else path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.parent.name}-{name}" for path, name in zip(paths, names, strict=True)]
+    if len(set(names)) < len(names):
+        raise unexpected("--datasets", names, "data sets whose folders have different names")
+    read = {name: _read(path, on_error) for name, path in zip(names, paths, strict=True)}
+    found = analyze_layers(load_backbone(backbone, weights=weights), read, per_set=images)
+    written = write_analysis(found, out)
+    typer.echo(written[0].read_text() if as_json else markdown(found), nl=False)
+    _say(f"written: {', '.join(map(str, written))}")
 
 
 @app.command()

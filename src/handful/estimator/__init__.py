@@ -7,6 +7,7 @@ two: `learn(task)` gives what has nothing to do with the class names, `build(tas
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,11 +20,11 @@ from torch import Tensor
 from handful import checkpoint
 from handful.backbones import Backbone
 from handful.data.sets import ImageSet
-from handful.errors import DataError, ParameterError
+from handful.errors import DataError, Interrupted, ParameterError
 from handful.estimator import changes, explaining
 from handful.estimator.encoding import Encoding
 from handful.estimator.inputs import Task, Validation, is_encoded, match_names, read_labels
-from handful.estimator.keeping import describe, for_classes, restore
+from handful.estimator.keeping import describe, for_classes, restore, training_key
 from handful.features import Features
 from handful.heads import Head, Shapes
 from handful.metrics import accuracy
@@ -134,10 +135,16 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
         Returns
         -------
         self
+
+        Raises
+        ------
+        Interrupted
+            Ctrl-C while it trained. This is fitted with what the last whole epoch had learned; the same
+            fit again goes on from there, and ends where it would have ended.
         """
         names, rows, classes = read_labels(images, labels, class_names, self.uses_text)
         needs_text = self.uses_text and class_weights is None
-        backbone = self.find_backbone(needed=needs_text or self.uses_tower)
+        backbone = self.find_backbone(needed=needs_text or self.uses_tower or self.uses_image_tower)
         features = None if images is None else self._encode(images, training=True)
         text = self.text_weights(names, class_weights, backbone)
         if features is not None and len(features) != len(rows):
@@ -158,11 +165,19 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
         seen = None if validation is None else self._validation(validation, names, classes, joint or width)
         if seen is not None and self.selection not in ("val", "oracle"):
             fitted.notes_.append(f"validation was not used: selection is {self.selection!r}.")
-        fitted.head_ = fitted.fit_head(Task(features, rows, names, text, scale, backbone, seen))
+        task = Task(features, rows, names, text, scale, backbone, seen)
+        if self.trains and features is not None:
+            task = replace(task, key=training_key(self, task))
+        fitted.head_ = fitted.fit_head(task)
         fitted.support_ = changes.item_names(images, len(rows)) if hasattr(fitted.head_, "keys") else []
         fitted.shots_ = [] if images is None else np.bincount(rows.numpy(), minlength=len(names)).tolist()
         fitted.fingerprint_ = backbone.fingerprint if backbone else features.fingerprint if features else ""
-        return self._take(fitted, names, classes)
+        stopped = getattr(fitted.losses_, "stopped", "")
+        fitted.notes_ += [stopped] if stopped else []
+        self._take(fitted, names, classes)
+        if stopped:
+            raise Interrupted(stopped)
+        return self
 
     def _begin(self, templates: list[str]) -> Self:
         """Set what a fit writes down, before it has written anything."""

@@ -35,6 +35,8 @@ class Encoding(BaseEstimator):  # type: ignore[misc]
     """Whether the method reads class names."""
     uses_tower: ClassVar[bool] = False
     """Whether it works inside the text tower; then it takes no class weights from elsewhere."""
+    uses_image_tower: ClassVar[bool] = False
+    """Whether it works inside the image tower; then it needs the backbone whatever it is given."""
     head_type: ClassVar[type[Head]] = CosineHead
     crop_scale: ClassVar[tuple[float, float]] = CROP_SCALE
     """Area of a training view's random crop."""

@@ -58,6 +58,8 @@ class Task:
         The backbone, for a method that works inside its towers.
     validation
         What `selection="val"` looks at, and `"oracle"`.
+    key
+        What makes a training that very training, so that an interrupted one can go on; None: it can't.
     """
 
     features: Source | None
@@ -67,6 +69,7 @@ class Task:
     scale: float
     encoder: Backbone | None = None
     validation: Validation | None = None
+    key: str | None = None
 
     @property
     def source(self) -> Features | Online:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import inspect
 import json
 from collections.abc import Sequence
@@ -50,6 +51,15 @@ def describe(clf: FewShotClassifier) -> dict[str, Any]:
         "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in VERSIONS_OF},
     }
+
+
+def training_key(clf: FewShotClassifier, task: Task) -> str:
+    """Say what a fit is a function of: method, parameters, names, labels, inputs and backbone."""
+    parameters = {name: value for name, value in clf.get_params(deep=False).items() if name != "backbone"}
+    facts = [type(clf).__qualname__, repr(sorted(parameters.items())), task.class_names, task.labels.tolist()]
+    backbone = task.encoder.fingerprint if task.encoder else ""
+    text = b"" if task.text is None else task.text.contiguous().numpy().tobytes()
+    return repr([*facts, backbone, hashlib.sha256(text).hexdigest(), task.inputs.identity()])
 
 
 def restore(

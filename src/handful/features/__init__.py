@@ -22,7 +22,8 @@ from handful.backbones.base import Backbone
 from handful.data.images import decode, digest, in_threads, refuse_unreadable
 from handful.data.sets import ImageSet, Rows, choose_rows
 from handful.errors import DataError, check_integer, unexpected
-from handful.features.store import Store, cache_folder
+from handful.features.store import Store
+from handful.files import cache_folder
 from handful.progress import bar
 from handful.types import ImageLike
 
@@ -69,6 +70,10 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def identity(self) -> str:
+        """Hash the values."""
+        return hashlib.sha256(self.values.contiguous().numpy().tobytes()).hexdigest()
 
     def __getitem__(self, rows: Rows) -> Features:
         """Choose rows: `features[[3, 1, 4]]`, a slice, or a mask."""

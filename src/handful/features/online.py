@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.images import check_files, decode, in_threads, refuse_unreadable
+from handful.data.images import check_files, decode, digest, in_threads, refuse_unreadable
 from handful.data.sets import Rows, choose_rows
 from handful.errors import DataError
 from handful.features.views import Entrance
@@ -46,6 +47,11 @@ class Online:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def identity(self) -> str:
+        """Hash what makes the crops."""
+        way = [*in_threads(digest, self.items), *self.crop_scale, self.fingerprint]
+        return hashlib.sha256(repr(way).encode()).hexdigest()
 
     def __getitem__(self, rows: Rows) -> Online:
         """Choose rows."""

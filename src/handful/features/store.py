@@ -7,7 +7,6 @@ features. A shard is written to a unique temporary file and renamed, so two proc
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from pathlib import Path
 
@@ -18,12 +17,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from handful.files import write_atomically
-
-
-def cache_folder() -> Path:
-    """Where features are cached: `$HANDFUL_CACHE`, or the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("HANDFUL_CACHE") or Path(base) / "handful")
 
 
 class Store:

@@ -6,6 +6,7 @@ constant: training starts from there. The numbers are the same wherever they are
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from handful.backbones.base import Backbone
 from handful.data.images import check_files, decode, digest, in_threads, refuse_unreadable
 from handful.errors import DataError, check_integer, unexpected
 from handful.features import BATCH, view_seed
-from handful.features.store import cache_folder
+from handful.files import cache_folder
 from handful.progress import bar
 from handful.types import ImageLike
 
@@ -85,6 +86,11 @@ class Views:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def identity(self) -> str:
+        """Hash what makes the views."""
+        way = [*self.names, self.views, self.seed, *self.crop_scale, *self.shape, self.fingerprint]
+        return hashlib.sha256(repr(way).encode()).hexdigest()
 
     def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Give one view of each of some images, chosen at random, `[B, ...]`."""

@@ -14,6 +14,7 @@ from handful.estimator.keeping import for_classes, restore
 from handful.methods.clip_adapter import ClipAdapter
 from handful.methods.cocoop import CoCoOp
 from handful.methods.coop import CoOp
+from handful.methods.fine_tuning import FineTuning
 from handful.methods.linear_probe import LinearProbe
 from handful.methods.logistic_probe import LogisticProbe
 from handful.methods.meta_adapter import MetaAdapter, Refiner, load_refiner, refine
@@ -28,6 +29,7 @@ __all__ = [
     "ClipAdapter",
     "CoCoOp",
     "CoOp",
+    "FineTuning",
     "LinearProbe",
     "LogisticProbe",
     "MetaAdapter",
@@ -53,6 +55,7 @@ METHODS: dict[str, type[FewShotClassifier]] = {
         MetaAdapter,
         ClipAdapter,
         TextTuning,
+        FineTuning,
         CoOp,
         CoCoOp,
         MMA,

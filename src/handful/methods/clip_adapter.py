@@ -188,7 +188,7 @@ class ClipAdapter(FewShotClassifier):
     epochs, batch_size
         `"auto"` is CoOp's; from 1,000 classes on it is 20 epochs of batches of 256, which are as
         good on drawn features and several times faster.
-    views, seed
+    views, training, seed
         As for CoOp.
     """
 
@@ -212,6 +212,7 @@ class ClipAdapter(FewShotClassifier):
         lr: float | Literal["auto"] = "auto",
         batch_size: int | Literal["auto"] = "auto",
         views: int | Literal["online"] = 8,
+        training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         self.backbone = backbone
@@ -226,6 +227,7 @@ class ClipAdapter(FewShotClassifier):
         self.lr = lr
         self.batch_size = batch_size
         self.views = views
+        self.training = training
         self.seed = seed
 
     def start(self, width: int, ratios: dict[str, float], generator: torch.Generator) -> dict[str, Adapter]:
@@ -240,7 +242,9 @@ class ClipAdapter(FewShotClassifier):
             for name in SIDES[self.side]
         }
 
-    def train(self, task: Task, rows: Tensor, ratios: dict[str, float], trial: bool = False) -> Adapted:
+    def train(
+        self, task: Task, rows: Tensor, ratios: dict[str, float], trial: bool = False, key: str | None = None
+    ) -> Adapted:
         """Train adapters on some rows of the support set; a trial is shorter."""
         labels, generator = task.labels[rows], seeded(self.seed)
         recipe = self.recipe(task, labels)
@@ -250,7 +254,7 @@ class ClipAdapter(FewShotClassifier):
             recipe = replace(recipe, epochs=min(recipe.epochs, most))
         sides = self.start(task.text_weights.shape[1], ratios, generator)
         model = Adapted(sides, task.text_weights, task.scale)
-        self.losses_ = train_on(model, task.source[rows.numpy()], labels, recipe, generator)
+        self.losses_ = train_on(model, task.source[rows.numpy()], labels, recipe, generator, key)
         self.selected_ = {"epochs": recipe.epochs, "lr": recipe.lr}
         return model
 
@@ -268,7 +272,7 @@ class ClipAdapter(FewShotClassifier):
         recipe = Recipe(choose_epochs(epochs, labels), size)
         if lr == "auto":
             lr = AT_100 * (100 / task.scale) ** 2 * recipe.batch_size / BATCH
-        return replace(recipe, lr=lr)
+        return replace(recipe, lr=lr).change(self.training)
 
     def trials(self, task: Task, rows: Tensor, seen: Validation, short: bool) -> tuple[float, Adapted]:
         """Train at each of RATIOS, search the ratio to use each with; give the first best."""
@@ -290,12 +294,12 @@ class ClipAdapter(FewShotClassifier):
             selection = "fixed"
             self.notes_.append("One image of some class: the ratios were not searched.")
         if selection == "fixed":
-            model, self.selection_ = self.train(task, everything, ratios), selection
+            model, self.selection_ = self.train(task, everything, ratios, key=task.key), selection
         elif selection == "support":
             out = first_shots(task.labels)
             seen = Validation(task.source[out.numpy()].pooled(), task.labels[out])
             ratio, trial = self.trials(task, everything[~out], seen, True)
-            model = self.train(task, everything, dict.fromkeys(SIDES["both"], ratio))
+            model = self.train(task, everything, dict.fromkeys(SIDES["both"], ratio), key=task.key)
             for name, adapter in model.sides.items():
                 adapter.fixed = trial.sides[name].fixed
             self.selected_["trained_at"] = ratio

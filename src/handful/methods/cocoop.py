@@ -137,6 +137,9 @@ class CoCoOp(FewShotClassifier):
         larger ones take fewer, steadier steps.
     views
         As for CoOp.
+    training
+        Settings of the training loop that differ, as in `{"precision": "bfloat16", "accumulate": 4,
+        "clip": 1.0}`: see `handful.train.Recipe`.
     seed
         Of the views, the start and the order of the images.
     """
@@ -157,6 +160,7 @@ class CoCoOp(FewShotClassifier):
         lr: float = 0.002,
         batch_size: int = 1,
         views: int | Literal["online"] = 8,
+        training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         self.backbone = backbone
@@ -166,6 +170,7 @@ class CoCoOp(FewShotClassifier):
         self.lr = lr
         self.batch_size = batch_size
         self.views = views
+        self.training = training
         self.seed = seed
 
     def start(self, task: Task, generator: torch.Generator) -> ConditionalPromptLearner:
@@ -183,10 +188,10 @@ class CoCoOp(FewShotClassifier):
 
     def learn(self, task: Task) -> dict[str, Tensor]:
         """Train context and meta-net."""
-        recipe = Recipe(self.epochs, self.batch_size, self.lr)
+        recipe = Recipe(self.epochs, self.batch_size, self.lr).change(self.training)
         generator = seeded(self.seed)
         model = self.start(task, generator)
-        self.losses_ = train_on(model, task.source, task.labels, recipe, generator)
+        self.losses_ = train_on(model, task.source, task.labels, recipe, generator, task.key)
         return {name: value.detach().cpu() for name, value in model.state_dict().items()}
 
     def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:

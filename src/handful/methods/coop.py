@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,9 @@ class CoOp(FewShotClassifier):
     views
         Cached augmented views of each image (crops of 8 to 100 % of its area), one drawn at each
         step; `"online"` for a fresh crop at every step, as published; 0 takes the image itself.
+    training
+        Settings of the training loop that differ, as in `{"precision": "bfloat16", "accumulate": 4,
+        "clip": 1.0}`: see `handful.train.Recipe`.
     seed
         Of the views, the start and the order of the images.
     """
@@ -96,6 +99,7 @@ class CoOp(FewShotClassifier):
         lr: float = 0.002,
         batch_size: int = 32,
         views: int | Literal["online"] = 8,
+        training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         self.backbone = backbone
@@ -107,6 +111,7 @@ class CoOp(FewShotClassifier):
         self.lr = lr
         self.batch_size = batch_size
         self.views = views
+        self.training = training
         self.seed = seed
 
     def learner(self, task: Task, context: Tensor) -> PromptLearner:
@@ -129,9 +134,10 @@ class CoOp(FewShotClassifier):
     def learn(self, task: Task) -> dict[str, Tensor]:
         """Train the context."""
         recipe = Recipe(choose_epochs(self.epochs, task.labels), self.batch_size, self.lr)
+        recipe = recipe.change(self.training)
         generator = seeded(self.seed)
         model = self.learner(task, self.start(task, generator))
-        self.losses_ = train_on(model, task.source, task.labels, recipe, generator)
+        self.losses_ = train_on(model, task.source, task.labels, recipe, generator, task.key)
         self.selected_ = {"epochs": recipe.epochs}
         return {"context": model.context.detach().cpu()}
 

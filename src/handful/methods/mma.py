@@ -326,6 +326,9 @@ class MMA(FewShotClassifier):
         Where the tokens that enter the first adapted block are kept, so that the frozen blocks run
         once for each view: `"memory"`, `"disk"`, `"off"` (they run at every step), or `"auto"` for
         the first of these that has room. The numbers are the same.
+    training
+        Settings of the training loop that differ, as in `{"precision": "bfloat16", "accumulate": 4,
+        "clip": 1.0}`: see `handful.train.Recipe`.
     seed
         Of the views, the start and the order of the images.
     """
@@ -352,6 +355,7 @@ class MMA(FewShotClassifier):
         batch_size: int | Literal["auto"] = "auto",
         views: int | Literal["online"] = 4,
         cache: Literal["auto", "memory", "disk", "off"] = "auto",
+        training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         self.backbone = backbone
@@ -367,6 +371,7 @@ class MMA(FewShotClassifier):
         self.batch_size = batch_size
         self.views = views
         self.cache = cache
+        self.training = training
         self.seed = seed
 
     def pairs(self, backbone: Backbone) -> Pairs:
@@ -406,10 +411,10 @@ class MMA(FewShotClassifier):
         size: Any = self.batch_size
         if isinstance(size, str) and size == "auto":
             size = MANY if len(task.class_names) >= IMAGENET else BATCH
-        recipe = Recipe(self.epochs, size, self.lr, warmup_lr=None)
+        recipe = Recipe(self.epochs, size, self.lr, warmup_lr=None).change(self.training)
         generator = seeded(self.seed)
         model = self.learner(task, self.start(task.backbone, generator))
-        self.losses_ = train_on(model, task.inputs, task.labels, recipe, generator)
+        self.losses_ = train_on(model, task.inputs, task.labels, recipe, generator, task.key)
         numbers = list(self.pairs(task.backbone))
         self.selected_ = {"first_block": numbers[0], "last_block": numbers[-1], "batch_size": size}
         return {name: value.detach().cpu() for name, value in model.adapters.state_dict().items()}

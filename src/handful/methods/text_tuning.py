@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ class TextTuning(FewShotClassifier):
         vector for each class (TaskRes, but for its scale).
     templates
         Of the text classifier that is tuned.
-    epochs, lr, batch_size, views, seed
+    epochs, lr, batch_size, views, training, seed
         As for CoOp.
     """
 
@@ -72,6 +72,7 @@ class TextTuning(FewShotClassifier):
         lr: float = 0.002,
         batch_size: int = 32,
         views: int | Literal["online"] = 8,
+        training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         self.backbone = backbone
@@ -81,6 +82,7 @@ class TextTuning(FewShotClassifier):
         self.lr = lr
         self.batch_size = batch_size
         self.views = views
+        self.training = training
         self.seed = seed
 
     def learn(self, task: Task) -> dict[str, Tensor]:
@@ -88,9 +90,10 @@ class TextTuning(FewShotClassifier):
         if self.form not in FORMS:
             raise unexpected("form", self.form, f"one of {list(FORMS)}")
         recipe = Recipe(choose_epochs(self.epochs, task.labels), self.batch_size, self.lr)
+        recipe = recipe.change(self.training)
         generator = seeded(self.seed)
         model = TunedText(task.text_weights, self.form, task.scale)
-        self.losses_ = train_on(model, task.source, task.labels, recipe, generator)
+        self.losses_ = train_on(model, task.source, task.labels, recipe, generator, task.key)
         self.selected_ = {"epochs": recipe.epochs}
         return {"tuned": model.tuned.detach()}
 

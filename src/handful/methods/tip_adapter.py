@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -160,6 +160,8 @@ class TipAdapterF(TipAdapter):
     views
         Each key starts as the mean of its views, and training draws one view at each step; `"online"`
         is a fresh crop at every step, as published.
+    training
+        As for CoOp.
     backbone, alpha, beta, selection, ranges, templates, seed
         As for Tip-Adapter.
     """
@@ -180,6 +182,7 @@ class TipAdapterF(TipAdapter):
         lr: float = 0.001,
         templates: str | Sequence[str] = "default",
         views: int | Literal["online"] = 10,
+        training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -194,10 +197,12 @@ class TipAdapterF(TipAdapter):
         self.views = views  # type: ignore[assignment]
         self.epochs = epochs
         self.lr = lr
+        self.training = training
 
     def fit_head(self, task: Task) -> CacheHead:
         """Train the keys, and choose alpha and beta before or after."""
-        recipe, generator = tip_recipe(self.epochs, BATCH_SIZE, self.lr), seeded(self.seed)
+        recipe = tip_recipe(self.epochs, BATCH_SIZE, self.lr).change(self.training)
+        generator = seeded(self.seed)
         head = self.start(task)
         head = self.settle(head, self.found_inside(head) if self.selection == "support" else None)
         model, kept, best, done = TrainedCache(head), head, -1.0, 0
@@ -212,7 +217,9 @@ class TipAdapterF(TipAdapter):
                     kept, best, self.selected_["epochs"] = model.head, score, done
 
         self.selected_["epochs"] = recipe.epochs
-        self.losses_ = train(model, epoch, recipe, math.ceil(len(task.labels) / BATCH_SIZE))
+        steps = math.ceil(len(task.labels) / BATCH_SIZE)
+        key = None if self.selection == "oracle" else task.key  # the best epoch is not kept
+        self.losses_ = train(model, epoch, recipe, steps, generator=generator, key=key)
         if self.selection == "oracle":
             return self.settle(kept, self.found_outside(kept, task))
         head = model.head
