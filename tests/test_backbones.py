@@ -47,6 +47,16 @@ def through_seams(tower: Tower, x: Tensor, mask: Tensor | None) -> Tensor:
     return x
 
 
+def test_the_same_weights_in_another_structure_are_another_backbone(tmp_path: Path):
+    vision = TINY["vision_cfg"]
+    configs = [TINY, TINY | {"quick_gelu": True}, TINY | {"vision_cfg": vision | {"pool_type": "avg"}}]
+    found = {
+        handful.load_backbone(*write_model(tmp_path / str(n), config), device="cpu").fingerprint
+        for n, config in enumerate([*configs, TINY])
+    }
+    assert len(found) == 3  # features are cached by it
+
+
 @pytest.fixture(params=["clip", "custom", "mini", "siglip"])
 def any_vit(request: pytest.FixtureRequest, mini: handful.Backbone, tmp_path: Path) -> handful.Backbone:
     if request.param == "mini":

@@ -57,7 +57,8 @@ class Recipe:
     lr, momentum, weight_decay
         Of SGD; the last two are hidden defaults of the published code.
     warmup_lr
-        Learning rate of a first, constant epoch that delays the cosine by one; None for no such epoch.
+        Learning rate of a first, constant epoch that delays the cosine by one, and never above `lr`; None for
+        no such epoch.
     adam_eps
         AdamW with this epsilon, in place of SGD.
     precision
@@ -119,7 +120,7 @@ class Recipe:
         """
         late = 0 if self.warmup_lr is None else 1
         if late and epoch < 1:
-            return float(self.warmup_lr or 0)
+            return min(float(self.warmup_lr or 0), self.lr)
         return self.lr * (1 + math.cos(math.pi * (epoch - late) / self.epochs)) / 2
 
 

@@ -220,8 +220,20 @@ def wrap(
         return _Flipped(image_transform_v2(settings, is_train=True, aug_cfg={"scale": scale}))
 
     facts = {key: str(getattr(settings, key)) for key in known} | {"tokenizer": type(tokenizer).__name__}
+    facts |= structure(cast(Any, model))
     text, image = text_tower(model), image_tower(cast(nn.Module, model.visual))
     return Backbone(name, model, test, augment, tokenizer, facts, text, image, **place)
+
+
+def structure(model: Any) -> dict[str, str]:
+    """What the weights don't tell and features depend on: activations, and where each tower is read."""
+    visual, text = model.visual, getattr(model, "text", model)
+    image = getattr(getattr(visual, "trunk", None), "global_pool", getattr(visual, "pool_type", ""))
+    return {
+        "activations": " ".join(sorted({n for m in model.modules() if (n := type(m).__name__).endswith("LU")})),
+        "image_pool": str(image),
+        "text_pool": str(getattr(text, "text_pool_type", getattr(text, "pool_type", ""))),
+    }
 
 
 class _Flipped:

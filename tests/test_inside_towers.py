@@ -1,0 +1,416 @@
+"""Methods inside the towers: MMA, fine-tuning, what they train from, and the layer analysis."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, write_model
+from test_backbones import RESNET, SIGLIP
+from torch import Tensor
+
+import handful
+from handful.analysis.layers import analyze_layers, cka, image_layers, text_layers, write_analysis
+from handful.backbones import Tower
+from handful.data import ImageSet
+from handful.estimator import Task
+from handful.features.views import Views, room
+from handful.methods.mma import ModalAdapters, join, scale_gradient
+from handful.towers import ImagePass, Taps
+from handful.train import seeded
+
+NAMES = ("cat", "dog", "red panda")
+
+
+@pytest.fixture(params=["clip", "clip-avg", "siglip", "mini"])
+def any_vit(request: pytest.FixtureRequest, mini: handful.Backbone, tmp_path: Path) -> handful.Backbone:
+    if request.param == "mini":
+        return mini
+    vision = TINY["vision_cfg"]
+    config = {"clip": TINY, "clip-avg": TINY | {"vision_cfg": vision | {"pool_type": "avg"}}, "siglip": SIGLIP}
+    return handful.load_backbone(*write_model(tmp_path, config[request.param]), device="cpu")
+
+
+@pytest.fixture
+def photos(two_classes: Path) -> ImageSet:
+    return ImageSet.from_folder(two_classes)
+
+
+def pixels_of(backbone: handful.Backbone, count: int = 3) -> Tensor:
+    return torch.randn(count, 3, backbone.image_size, backbone.image_size, generator=seeded(3))
+
+
+def started(backbone: handful.Backbone, alpha: float = 0.5, **parameters: object):
+    """A learner with random adapters, and what it was made of."""
+    clf = handful.MMA(backbone, width=4, alpha=alpha, **parameters)
+    adapters = clf.start(backbone, seeded(1))
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.add_(0.05)  # no bias is 0, so that none goes untested
+    task = Task(None, torch.tensor([0, 1, 2]), NAMES, None, backbone.scale, backbone)
+    return clf, adapters, clf.learner(task, adapters)
+
+
+def whole_towers(
+    backbone: handful.Backbone, adapters: ModalAdapters, clf: handful.MMA, pixels: Tensor
+) -> Tensor:
+    """Logits the long way: both towers whole, adapters as hooks."""
+    tokens, model = backbone.tokenize([f"a photo of a {name}." for name in NAMES]), backbone.model
+    pairs = clf.pairs(backbone)
+    with Taps(backbone.image) as images, Taps(backbone.text) as texts:
+        for side, taps in (("image", images), ("text", texts)):
+            if side in adapters.down:
+                for block, fn in adapters.after(side, taps.tower, pairs).items():
+                    taps.after(block, fn)
+        x, w = model.encode_image(pixels), model.encode_text(tokens)
+    return backbone.scale * F.normalize(x, dim=-1) @ F.normalize(w, dim=-1).T
+
+
+# -- the upper image pass ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_upper_pass_is_the_tower(any_vit: handful.Backbone, first: int):
+    pixels, above = pixels_of(any_vit), ImagePass(any_vit, first)
+    tokens = above.enter(pixels)
+    assert tokens.shape[::2] == (3, any_vit.image.width)
+    torch.testing.assert_close(above(tokens), any_vit.encode_image(pixels), atol=1e-5, rtol=1e-4)
+    before = any_vit.encode_image(pixels)  # entering has left no hook behind
+    torch.testing.assert_close(before, above(tokens), atol=1e-5, rtol=1e-4)
+
+
+def test_images_beyond_the_kept_tokens_run_again(tiny: handful.Backbone):
+    clf, adapters, model = started(tiny)
+    entrance = clf.entrance(tiny)
+    tokens = entrance(pixels_of(tiny, 5))
+    gradients = []
+    for kept in (model.image.above.kept, 0):
+        model.image.above.part, model.image.above.kept = tokens.shape[1], kept
+        adapters.zero_grad()
+        model(tokens).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in adapters.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+# -- MMA ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["both", "image", "text"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_mma_is_the_published_computation(any_vit: handful.Backbone, side: str, shared: bool):
+    clf, adapters, model = started(any_vit, first_block=2, side=side, shared=shared)
+    pixels = pixels_of(any_vit)
+    entrance = clf.entrance(any_vit)
+    inputs = entrance(pixels) if entrance else any_vit.encode_image(pixels)
+    found = []
+    for logits in (model(inputs), whole_towers(any_vit, adapters, clf, pixels)):
+        adapters.zero_grad()
+        F.cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
+        found.append((logits.detach(), torch.cat([p.grad.flatten() for p in adapters.parameters()])))
+    (ours, our_gradient), (theirs, their_gradient) = found
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert (our_gradient - their_gradient).norm() <= 1e-4 * their_gradient.norm()
+    assert their_gradient.norm() > 0
+
+
+def test_gradients_as_if_alpha_were_one():
+    """Weights learn as at alpha = 1; into x flows the true gradient, alpha times that (methods.md §7.1)."""
+    tower = Tower("image", 8, blocks=())
+    alpha, norm = 0.001, torch.nn.LayerNorm(8)
+    found = {}
+    for value in (1.0, alpha):
+        adapters = ModalAdapters({"image": 8}, [1], 4, value).reset(seeded(0))
+        x = torch.randn(2, 5, 8, generator=seeded(1)).requires_grad_()
+        y = adapters._adapt("image", 1, norm, x, torch.zeros_like(x))
+        (y * torch.arange(8.0)).sum().backward()
+        found[value] = (y.detach(), x.grad, adapters.down["image"]["1"].weight.grad)
+    assert tower.width == 8
+    torch.testing.assert_close(found[alpha][0], alpha * found[1.0][0])
+    torch.testing.assert_close(found[alpha][1], alpha * found[1.0][1])
+    torch.testing.assert_close(found[alpha][2], found[1.0][2])
+    plain = torch.ones(3, requires_grad=True)
+    scale_gradient(plain, 2.0, 5.0).sum().backward()
+    torch.testing.assert_close(plain.grad, torch.full((3,), 5.0))
+
+
+def test_the_shared_projection_learns_from_both_towers(tiny: handful.Backbone):
+    gradients = {}
+    for side in ("both", "image", "text"):
+        clf, adapters, model = started(tiny, first_block=2, side=side)
+        entrance = clf.entrance(tiny)
+        pixels = pixels_of(tiny)
+        x = entrance(pixels) if entrance else tiny.encode_image(pixels)
+        F.cross_entropy(model(x), torch.tensor([0, 1, 2])).backward()
+        gradients[side] = adapters.middle["shared"]["2"].weight.grad
+    assert all(gradient.norm() > 0 for gradient in gradients.values())
+    assert not torch.allclose(gradients["both"], gradients["image"])
+    assert not torch.allclose(gradients["both"], gradients["text"])
+
+
+@pytest.mark.parametrize(("first", "count"), [(5, 674_560), (9, 337_280)])
+def test_trainable_parameters_of_vit_b_16(first: int, count: int):
+    numbers = range(first, 13)
+    adapters = ModalAdapters({"image": 768, "text": 512}, numbers, 32, 0.001)
+    assert sum(parameter.numel() for parameter in adapters.parameters()) == count
+
+
+def test_adapters_start_by_fan_out():
+    adapters = ModalAdapters({"image": 400}, [1], 200, 0.001).reset(seeded(0))
+    for name, parameter in adapters.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any()
+        else:
+            assert float(parameter.detach().std()) == pytest.approx((2 / len(parameter)) ** 0.5, rel=0.02)
+
+
+def test_towers_of_unequal_depth_are_joined_by_relative_depth():
+    def towers(image: int, text: int) -> dict[str, Tower]:
+        return {s: Tower(s, 8, blocks=(None,) * n) for s, n in (("image", image), ("text", text))}
+
+    large = join(towers(24, 12), 5, None)  # ViT-L/14
+    assert large[5] == {"image": 9, "text": 4}
+    assert large[12] == {"image": 23, "text": 11}
+    assert join(towers(12, 12), None, None) == {k: {"image": k - 1, "text": k - 1} for k in range(5, 13)}
+    assert list(join(towers(4, 6), None, None)) == [2, 3, 4]
+    with pytest.raises(handful.ParameterError, match="last_block=13"):
+        join(towers(12, 12), 5, 13)
+    with pytest.raises(handful.ParameterError, match="first_block=9"):
+        join(towers(12, 12), 9, 8)
+
+
+@pytest.mark.parametrize("side", ["both", "text"])
+def test_alpha_0_is_zero_shot(any_vit: handful.Backbone, photos: ImageSet, side: str):
+    clf = handful.MMA(any_vit, alpha=0, width=4, side=side, epochs=1, views=0).fit(photos)
+    zero = handful.ZeroShot(any_vit, templates="a photo of a {}.").fit(class_names=photos.class_names)
+    np.testing.assert_allclose(clf.decision_function(photos), zero.decision_function(photos), atol=2e-4)
+
+
+@pytest.mark.parametrize("side", ["both", "image", "text"])
+def test_mma_learns_saves_and_serves_other_names(
+    any_vit: handful.Backbone, photos: ImageSet, side: str, tmp_path: Path
+):
+    clf = handful.MMA(any_vit, side=side, width=4, alpha=0.1, epochs=8, lr=0.02, views=0).fit(photos)
+    assert np.mean(clf.losses_[-3:]) < np.mean(clf.losses_[:3])
+    assert clf.head_.needs == ("features" if side == "text" else "pixels")
+    assert clf.selected_["batch_size"] == 16
+    clf.save(tmp_path / "model")
+    again = handful.load(tmp_path / "model", any_vit)
+    np.testing.assert_array_equal(again.predict_proba(photos), clf.predict_proba(photos))
+    learned = clf.save_learned(tmp_path / "adapters.safetensors")
+    other = handful.load(learned, any_vit, class_names=["cat", "dog", "owl"])
+    assert other.decision_function(photos).shape == (len(photos), 3)
+    assert other.learned_on_ == list(photos.class_names)
+    same = handful.load(learned, any_vit, class_names=photos.class_names)
+    np.testing.assert_allclose(same.decision_function(photos), clf.decision_function(photos), atol=1e-4)
+    assert not any(name.startswith(("visual", "transformer")) for name in clf.learned())
+
+
+def test_what_stays_is_the_adapters_alone(tiny: handful.Backbone, photos: ImageSet, tmp_path: Path):
+    clf = handful.MMA(tiny, width=4, epochs=1, views=0).fit(photos)
+    names = set(clf.head_.tensors())
+    assert {name.split(".")[0] for name in names} == {"class_weights", "down", "middle", "up"}
+    clf.save(tmp_path / "model")
+    facts = json.loads((tmp_path / "model" / "head.json").read_text())
+    assert facts["head"]["needs"] == "pixels"
+    assert facts["head"]["kind"] == "mma"
+
+
+@pytest.mark.parametrize("change", ["name", "shape", "gap"])
+def test_damaged_adapters(tiny: handful.Backbone, photos: ImageSet, tmp_path: Path, change: str):
+    clf = handful.MMA(tiny, width=4, epochs=1, views=0, first_block=1).fit(photos)
+    tensors = dict(clf.head_.tensors())
+    if change == "name":
+        tensors["down.sound.1.weight"] = tensors.pop("down.image.1.weight")
+    elif change == "shape":
+        tensors["up.text.1.weight"] = tensors["up.text.1.weight"][:, :2].clone()
+    else:
+        tensors = {name: value for name, value in tensors.items() if ".2." not in name}
+    with pytest.raises(handful.CheckpointError):
+        clf.head_type.restore(tensors, clf.head_.settings(), _place(tiny, photos))
+        if change == "gap":  # fits itself, and not the parameters it was saved with
+            facts = clf.info()
+            from handful.estimator.keeping import restore
+
+            restore(handful.MMA, tensors, facts, tiny)
+
+
+def _place(backbone: handful.Backbone, photos: ImageSet):
+    from handful.heads import Place
+
+    return Place(photos.class_names, backbone)
+
+
+def test_a_resnet_has_nothing_to_adapt(tmp_path: Path, photos: ImageSet):
+    resnet = handful.load_backbone(*write_model(tmp_path, RESNET), device="cpu")
+    with pytest.raises(handful.SeamError, match="MMA works inside the image tower.*ViT backbone"):
+        handful.MMA(resnet, views=0).fit(photos)
+    text = handful.MMA(resnet, side="text", width=4, epochs=1, views=0).fit(photos)
+    assert text.predict_proba(photos).shape == (len(photos), 2)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "match"),
+    [
+        ({"side": "sound"}, "side='sound'"),
+        ({"width": 0}, "width=0"),
+        ({"alpha": -1}, "alpha=-1"),
+        ({"template": "a photo"}, "template='a photo'"),
+        ({"first_block": 0}, "first_block=0"),
+        ({"first_block": 3}, "first_block=3"),
+        ({"last_block": 3}, "last_block=3"),
+        ({"cache": "cloud"}, "cache='cloud'"),
+        ({"training": {"rate": 1}}, "training="),
+        ({"training": {"clip": 0}}, "clip=0"),
+        ({"training": {"precision": "half"}}, "precision='half'"),
+    ],
+)
+def test_bad_parameters(tiny: handful.Backbone, photos: ImageSet, parameters: dict, match: str):
+    with pytest.raises(handful.ParameterError, match=match):
+        handful.MMA(tiny, views=0, epochs=1, **parameters).fit(photos)
+
+
+def test_features_are_refused(tiny: handful.Backbone, photos: ImageSet):
+    features = handful.encode(tiny, photos)
+    names = np.array(photos.class_names)[photos.labels]
+    for method in (handful.MMA, handful.FineTuning):
+        with pytest.raises(handful.DataError, match="give images, not features"):
+            method(tiny).fit(features, names)
+        clf = method(tiny, epochs=1, views=0).fit(photos)
+        with pytest.raises(handful.DataError, match="give images, not features"):
+            clf.predict(features)
+        with pytest.raises(handful.DataError, match="can't be read"):
+            clf.predict([photos.items[0], "nowhere.png"])
+        assert clf.explain(photos.items[0]).predicted in photos.class_names
+
+
+# -- what training starts from -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("views", [0, 3])
+def test_views_are_the_same_wherever_they_are_kept(
+    tiny: handful.Backbone, photos: ImageSet, views: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
+    entrance = handful.MMA(tiny).entrance(tiny)
+    kept = {
+        keep: Views(tiny, photos.items, entrance, views=views, seed=0, crop_scale=(0.5, 1.0), keep=keep)
+        for keep in ("memory", "disk", "off", "auto")
+    }
+    assert kept["auto"].kept == "memory"
+    rows = torch.tensor([4, 0, 4, 2])
+    given = {keep: source.sample(rows, seeded(2)) for keep, source in kept.items()}
+    for other in ("disk", "off"):
+        torch.testing.assert_close(given[other], given["memory"], atol=1e-5, rtol=1e-4)
+    if views:  # the crops that every other method sees
+        features = handful.encode(tiny, photos, views=views, seed=0, crop_scale=(0.5, 1.0))
+        above = ImagePass(tiny, handful.MMA(tiny).pairs(tiny)[1]["image"])
+        torch.testing.assert_close(
+            above(kept["memory"].states[0]), features.values[0], atol=1e-4, rtol=1e-4
+        )
+    del kept
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix not in (".safetensors", "")]
+
+
+@pytest.mark.parametrize("cache", ["disk", "off"])
+def test_a_fit_does_not_depend_on_where_views_are_kept(tiny: handful.Backbone, photos: ImageSet, cache: str):
+    fits = [
+        handful.MMA(tiny, width=4, epochs=2, views=2, cache=place).fit(photos) for place in ("memory", cache)
+    ]
+    np.testing.assert_allclose(*[fit.decision_function(photos) for fit in fits], atol=1e-4)
+
+
+def test_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "not" / "yet"))
+    assert room(1000) == "memory"
+    monkeypatch.setattr("handful.features.views.free_memory", lambda: 100)
+    assert room(1000) == "disk"
+    assert room(10**18) == "off"
+
+
+def test_fresh_crops(tiny: handful.Backbone, photos: ImageSet):
+    one, other = (
+        handful.MMA(tiny, width=4, epochs=2, views="online", seed=seed).fit(photos).losses_ for seed in (0, 0)
+    )
+    assert one == other
+    assert handful.MMA(tiny, width=4, epochs=2, views="online", seed=1).fit(photos).losses_ != one
+
+
+# -- fine-tuning -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [TINY, RESNET, SIGLIP], ids=["clip", "resnet", "siglip"])
+def test_fine_tuning(config: dict, tmp_path: Path, photos: ImageSet):
+    backbone = handful.load_backbone(*write_model(tmp_path / "model", config), device="cpu")
+    before = backbone.fingerprint
+    zero = handful.ZeroShot(backbone).fit(class_names=photos.class_names)
+    still = handful.FineTuning(backbone, epochs=1, lr=1e-30, views=0).fit(photos)
+    np.testing.assert_allclose(still.decision_function(photos), zero.decision_function(photos), atol=1e-3)
+    clf = handful.FineTuning(backbone, epochs=20, lr=1e-4, views=0).fit(photos)
+    assert clf.losses_[-1] < clf.losses_[0]
+    del backbone.fingerprint
+    assert backbone.fingerprint == before
+    clf.save(tmp_path / "clf")
+    again = handful.load(tmp_path / "clf", backbone)
+    np.testing.assert_array_equal(again.predict_proba(photos), clf.predict_proba(photos))
+    assert clf.with_classes(["cat", "owl", "dog"]).predict_proba(photos).shape == (len(photos), 3)
+
+
+# -- layers ------------------------------------------------------------------------------------------
+
+
+def test_layers_are_those_of_the_towers(any_vit: handful.Backbone, photos: ImageSet):
+    images = image_layers(any_vit, photos.items)
+    texts = text_layers(any_vit, NAMES)
+    assert list(images) == ["embed", *map(str, range(1, len(any_vit.image.blocks) + 1)), "projection"]
+    assert list(texts) == ["embed", *map(str, range(1, len(any_vit.text.blocks) + 1)), "projection"]
+    features = handful.encode(any_vit, photos, cache=False).values[:, 0]
+    torch.testing.assert_close(images["projection"], features, atol=1e-4, rtol=1e-4)
+    tokens = any_vit.tokenize([f"a photo of a {name}." for name in NAMES])
+    torch.testing.assert_close(texts["projection"], any_vit.encode_text(tokens), atol=1e-4, rtol=1e-4)
+    last = images[str(len(any_vit.image.blocks))]
+    leave = any_vit.image.leave
+    if any_vit.image.reads_first:  # what a layer gives is what the tower would read there
+        torch.testing.assert_close(leave(last[:, None]), features, atol=1e-4, rtol=1e-4)
+
+
+def test_cka_knows_the_same_and_the_unrelated():
+    x = torch.randn(200, 30, generator=seeded(0))
+    turned = 3 * x @ torch.linalg.qr(torch.randn(30, 30, generator=seeded(1)))[0] + 5
+    assert cka(x, turned) == pytest.approx(1, abs=1e-6)
+    other = torch.randn(200, 300, generator=seeded(2))
+    assert abs(cka(x, other)) < 0.05  # the plain estimate says 0.2
+    with pytest.raises(handful.DataError, match="at least 4"):
+        cka(x[:3], x[:3])
+
+
+def test_a_layer_analysis(mini: handful.Backbone, digits: Path, tmp_path: Path, call):
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 255, (16, 16, 3), np.uint8) for _ in range(40)]
+    names = ["sea", "sky", "sand", "snow", "soil"]
+    sets = {
+        "digits": ImageSet.from_folder(digits / "train", verify=False),
+        "noise": ImageSet.from_lists(noise, [names[row % 5] for row in range(40)]),
+    }
+    found = analyze_layers(mini, sets, per_set=20, seeds=(1, 2))
+    assert found.images == 20
+    assert found.chance == 0.5
+    assert len(found.scores) == len(mini.image.blocks) + len(mini.text.blocks) + 4
+    assert all(score.mean > 0.9 for score in found.scores if score.side == "image")
+    assert [pair.text_layer for pair in found.alignment] == ["embed", "2", "3", "4", "6", "projection"]
+    again = analyze_layers(mini, sets, per_set=20, seeds=(1, 2))
+    assert again == found
+    paths = write_analysis(found, tmp_path / "out")
+    assert [path.name for path in paths] == ["layers.json", "layers.md", "layers.png"]
+    assert "| image | embed | 0.00 |" in paths[1].read_text()
+    with pytest.raises(handful.DataError, match="at least 2"):
+        analyze_layers(mini, {"digits": sets["digits"]})
+
+
+def test_analyze_layers_on_the_command_line(digits: Path, tmp_path: Path, call):
+    code, _, err = call("analyze", "layers", "--datasets", digits / "train", digits / "test")
+    assert code == 1
+    assert "class names that no other set has" in err
