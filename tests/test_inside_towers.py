@@ -31,7 +31,11 @@ def any_vit(request: pytest.FixtureRequest, mini: handful.Backbone, tmp_path: Pa
     if request.param == "mini":
         return mini
     vision = TINY["vision_cfg"]
-    config = {"clip": TINY, "clip-avg": TINY | {"vision_cfg": vision | {"pool_type": "avg"}}, "siglip": SIGLIP}
+    config = {
+        "clip": TINY,
+        "clip-avg": TINY | {"vision_cfg": vision | {"pool_type": "avg"}},
+        "siglip": SIGLIP,
+    }
     return handful.load_backbone(*write_model(tmp_path, config[request.param]), device="cpu")
 
 
@@ -246,7 +250,7 @@ def _place(backbone: handful.Backbone, photos: ImageSet):
 
 def test_a_resnet_has_nothing_to_adapt(tmp_path: Path, photos: ImageSet):
     resnet = handful.load_backbone(*write_model(tmp_path, RESNET), device="cpu")
-    with pytest.raises(handful.SeamError, match="MMA works inside the image tower.*ViT backbone"):
+    with pytest.raises(handful.SeamError, match="MMA works inside the image tower"):
         handful.MMA(resnet, views=0).fit(photos)
     text = handful.MMA(resnet, side="text", width=4, epochs=1, views=0).fit(photos)
     assert text.predict_proba(photos).shape == (len(photos), 2)
@@ -308,9 +312,7 @@ def test_views_are_the_same_wherever_they_are_kept(
     if views:  # the crops that every other method sees
         features = handful.encode(tiny, photos, views=views, seed=0, crop_scale=(0.5, 1.0))
         above = ImagePass(tiny, handful.MMA(tiny).pairs(tiny)[1]["image"])
-        torch.testing.assert_close(
-            above(kept["memory"].states[0]), features.values[0], atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(above(kept["memory"].states[0]), features.values[0], atol=1e-4, rtol=1e-4)
     del kept
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix not in (".safetensors", "")]
 

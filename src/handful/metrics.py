@@ -20,6 +20,8 @@ class Cell:
     accuracy: float
     seconds: float
     selection: str
+    test: str = "test"
+    """Which of a protocol's test sets."""
 
 
 def accuracy(predicted: Sequence[Any] | NDArray[Any], truth: Sequence[Any] | NDArray[Any]) -> float:
@@ -32,6 +34,11 @@ def per_class_accuracy(predicted: NDArray[Any], truth: NDArray[Any], classes: in
     right = np.bincount(truth, weights=predicted == truth, minlength=classes)
     count = np.bincount(truth, minlength=classes)
     return np.divide(right, count, out=np.full(classes, np.nan), where=count > 0)
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """`2 b n / (b + n)` of accuracies on base and new classes, each the mean over seeds (methods.md §9.4)."""
+    return 2 * base * new / (base + new) if base + new else 0.0
 
 
 def mean_spread(values: Sequence[float]) -> tuple[float, float]:

@@ -1,4 +1,5 @@
-"""Recipes of evaluation: few-shot curves (methods.md §9.2), CoOp's linear probe (§1.2), regions (§6.3)."""
+"""Recipes of evaluation: few-shot curves (methods.md §9.2), base to new (§9.4), CoOp's linear probe
+(§1.2), regions (§6.3)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from handful.backbones import Backbone
 from handful.data import ImageSet, few_shot
 from handful.data.regions import Regions
-from handful.data.splits import draw
+from handful.data.splits import draw as draw_rows
 from handful.errors import DataError
 from handful.estimator import FewShotClassifier
 from handful.features import encode
@@ -26,6 +27,56 @@ from handful.prompts import class_weights
 
 SHOTS = (1, 2, 4, 8, 16)
 SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One support set, and the test sets that what is learned on it is scored on."""
+
+    shots: int
+    seed: int
+    support: ImageSet
+    tests: dict[str, ImageSet]
+
+
+def few_shot_draws(
+    train: ImageSet, test: ImageSet, shots: Sequence[int] = SHOTS, seeds: Sequence[int] = SEEDS
+) -> Iterator[Draw]:
+    """Learn on CoOp's draws of `train`, test on the whole of `test` (methods.md §9.2)."""
+    for count in shots:
+        for seed in seeds:
+            yield Draw(count, seed, few_shot(train, count, seed), {"test": test})
+
+
+def base_to_new(
+    train: ImageSet, test: ImageSet, shots: Sequence[int] = (16,), seeds: Sequence[int] = SEEDS
+) -> Iterator[Draw]:
+    """Learn on the first half of the classes; test it, and the other half among its own names (§9.4).
+
+    The draw is of all classes, as published, and the halves are cut afterwards.
+    """
+    half = (len(train.class_names) + 1) // 2
+    base, new = range(half), range(half, len(train.class_names))
+    tests = {"base": test.of_classes(base), "new": test.of_classes(new)}
+    for draw in few_shot_draws(train, test, shots, seeds):
+        yield Draw(draw.shots, draw.seed, draw.support.of_classes(base), tests)
+
+
+def measure(name: str, method: FewShotClassifier, draw: Draw) -> Iterator[Cell]:
+    """Fit a clone of a method, and score it on every test set, those of other class names too.
+
+    Raises
+    ------
+    ParameterError
+        The method knows its classes from their images, and a test set has others.
+    """
+    start = time.perf_counter()
+    clf = clone(method).fit(draw.support)
+    seconds = time.perf_counter() - start
+    for test, images in draw.tests.items():
+        same = set(images.class_names) <= set(clf.class_names_)
+        score = (clf if same else clf.with_classes(images.class_names)).score(images)
+        yield Cell(name, draw.shots, draw.seed, score, seconds, clf.selection_, test)
 
 
 def few_shot_curves(
@@ -46,14 +97,9 @@ def few_shot_curves(
     shots, seeds
         Images per class, and the draws of each.
     """
-    for count in shots:
-        for seed in seeds:
-            support = few_shot(train, count, seed)
-            for name, method in methods.items():
-                start = time.perf_counter()
-                clf = clone(method).fit(support)
-                seconds = time.perf_counter() - start
-                yield Cell(name, count, seed, clf.score(test), seconds, clf.selection_)
+    for draw in few_shot_draws(train, test, shots, seeds):
+        for name, method in methods.items():
+            yield from measure(name, method, draw)
 
 
 def coop_probe_draw(
@@ -191,7 +237,7 @@ def region_classification(
     if train.class_names != test.class_names:
         raise DataError("Got training and test boxes of different classes, expected the same categories.")
     text = class_weights(backbone, train.class_names, templates).cpu()
-    rows, _ = draw(train.labels, shots, seed)
+    rows, _ = draw_rows(train.labels, shots, seed)
     support, labels = region_features(backbone, train[rows]), torch.as_tensor(train.labels[rows])
     weights = {"zero-shot": text, "meta-adapter": refine(text, support, refiner, labels)}
     x, truth = region_features(backbone, test), torch.as_tensor(test.labels)

@@ -91,7 +91,7 @@ class Shelf:
         facts = json.dumps({"epochs": standing.epochs, "losses": standing.losses})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            tensors = {name: value.cpu() for name, value in standing.tensors.items()}
+            tensors = {name: value.cpu().contiguous() for name, value in standing.tensors.items()}
             write_atomically(self.path, save(tensors, {"standing": facts}))
         except OSError as error:
             warnings.warn(f"The training is not kept in {self.path.parent}: {error}", stacklevel=4)

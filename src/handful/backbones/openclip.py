@@ -229,8 +229,9 @@ def structure(model: Any) -> dict[str, str]:
     """What the weights don't tell and features depend on: activations, and where each tower is read."""
     visual, text = model.visual, getattr(model, "text", model)
     image = getattr(getattr(visual, "trunk", None), "global_pool", getattr(visual, "pool_type", ""))
+    kinds = {type(module).__name__ for module in model.modules()}
     return {
-        "activations": " ".join(sorted({n for m in model.modules() if (n := type(m).__name__).endswith("LU")})),
+        "activations": " ".join(sorted(kind for kind in kinds if kind.endswith("LU"))),
         "image_pool": str(image),
         "text_pool": str(getattr(text, "text_pool_type", getattr(text, "pool_type", ""))),
     }

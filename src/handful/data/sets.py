@@ -109,6 +109,15 @@ class ImageSet:
             report=None,
         )
 
+    def of_classes(self, rows: Sequence[int]) -> ImageSet:
+        """Keep the images of some classes, in this order of classes, labelled from 0."""
+        place = np.full(len(self.class_names), -1)
+        place[list(rows)] = np.arange(len(rows))
+        kept = self[place[self.labels] >= 0]
+        return replace(
+            kept, labels=place[kept.labels], class_names=tuple(self.class_names[row] for row in rows)
+        )
+
     @classmethod
     def from_lists(
         cls,
