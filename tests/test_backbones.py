@@ -49,12 +49,21 @@ def through_seams(tower: Tower, x: Tensor, mask: Tensor | None) -> Tensor:
 
 def test_the_same_weights_in_another_structure_are_another_backbone(tmp_path: Path):
     vision = TINY["vision_cfg"]
-    configs = [TINY, TINY | {"quick_gelu": True}, TINY | {"vision_cfg": vision | {"pool_type": "avg"}}]
+    text = TINY["text_cfg"]
+    configs = [
+        TINY,
+        TINY | {"quick_gelu": True},
+        TINY | {"vision_cfg": vision | {"pool_type": "avg"}},
+        TINY | {"vision_cfg": vision | {"head_width": 8}},
+        TINY | {"text_cfg": text | {"heads": 4}},
+        TINY | {"text_cfg": text | {"norm_kwargs": {"eps": 0.1}}},
+        TINY | {"text_cfg": text | {"act_kwargs": {"approximate": "tanh"}}},
+    ]
     found = {
         handful.load_backbone(*write_model(tmp_path / str(n), config), device="cpu").fingerprint
         for n, config in enumerate([*configs, TINY])
     }
-    assert len(found) == 3  # features are cached by it
+    assert len(found) == 7  # features are cached by it
 
 
 @pytest.fixture(params=["clip", "custom", "mini", "siglip"])

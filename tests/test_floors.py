@@ -15,7 +15,9 @@ FLOORS = (
     ("checkpoint", "heads", "prompts", "search", "selection", "train"),
     ("estimator",),
     ("methods",),
-    ("analysis", "meta_training", "protocols", "report"),
+    ("analysis", "meta_training", "protocols"),
+    ("bench",),
+    ("report",),
     ("cli",),
     ("__main__",),
 )

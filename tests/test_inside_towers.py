@@ -269,6 +269,9 @@ def test_a_resnet_has_nothing_to_adapt(tmp_path: Path, photos: ImageSet):
         ({"cache": "cloud"}, "cache='cloud'"),
         ({"training": {"rate": 1}}, "training="),
         ({"training": {"clip": 0}}, "clip=0"),
+        ({"training": {"momentum": None}}, "momentum=None"),
+        ({"training": {"momentum": 5}}, "momentum=5"),
+        ({"shared": "no"}, "shared='no'"),
         ({"training": {"precision": "half"}}, "precision='half'"),
     ],
 )
@@ -283,12 +286,35 @@ def test_features_are_refused(tiny: handful.Backbone, photos: ImageSet):
     for method in (handful.MMA, handful.FineTuning):
         with pytest.raises(handful.DataError, match="give images, not features"):
             method(tiny).fit(features, names)
+        if method is handful.FineTuning:
+            for views in (0, "online"):
+                with pytest.raises(handful.DataError, match="one joint space"):
+                    method(tiny, views=views).fit(photos.items, names, class_weights=np.eye(2, 7))
         clf = method(tiny, epochs=1, views=0).fit(photos)
         with pytest.raises(handful.DataError, match="give images, not features"):
             clf.predict(features)
         with pytest.raises(handful.DataError, match="can't be read"):
             clf.predict([photos.items[0], "nowhere.png"])
         assert clf.explain(photos.items[0]).predicted in photos.class_names
+
+
+def test_training_and_serving_are_one_computation_in_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("handful.backbones.base.has_bf16", lambda device: True)
+    deep = TINY | {"vision_cfg": TINY["vision_cfg"] | {"layers": 6}}
+    backbone = handful.load_backbone(*write_model(tmp_path, deep), device="cpu", dtype="bfloat16")
+    assert backbone.dtype == torch.bfloat16
+    pixels = pixels_of(backbone)
+    trained = Views(backbone, tuple(np.zeros((1, 32, 32, 3), np.uint8)), ImagePass(backbone, 2).enter,
+                    views=0, seed=0, crop_scale=(0.5, 1.0))  # fmt: skip
+    entered = ImagePass(backbone, 2).enter(pixels)
+    assert trained.states.dtype == entered.dtype == torch.float32
+    clf, adapters, model = started(backbone, alpha=0.001)
+    head = clf.build(Task(None, torch.tensor([0, 1, 2]), NAMES, None, backbone.scale, backbone),
+                     {name: value.detach() for name, value in adapters.state_dict().items()})  # fmt: skip
+    with torch.no_grad():
+        torch.testing.assert_close(
+            head.logits(pixels), model(clf.entrance(backbone)(pixels)), atol=1e-2, rtol=1e-2
+        )
 
 
 # -- what training starts from -----------------------------------------------------------------------

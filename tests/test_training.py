@@ -60,8 +60,9 @@ def test_an_interrupted_training_goes_on_to_the_same_end(name: str, stops: list[
     whole, expected = run(Rows(), RECIPES[name])
     for stop in stops:
         losses, _ = run(Rows(stop), RECIPES[name], "this")
-        assert "interrupted after epoch" in losses.stopped
-        assert "fit again with the same data and parameters" in losses.stopped
+        assert losses.stopped
+        assert "interrupted after epoch" in losses.note
+        assert "fit again with the same data and parameters" in losses.note
         assert losses == whole[: len(losses)]
         assert len(list(own_folder.iterdir())) == 1
     losses, weight = run(Rows(), RECIPES[name], "this")
@@ -110,8 +111,8 @@ def test_a_disk_that_takes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="not kept"):
         losses, _ = run(Rows(13), RECIPES["sgd"], "this")
-    assert "interrupted after epoch 2 of 6" in losses.stopped
-    assert "go on" not in losses.stopped
+    assert "interrupted after epoch 2 of 6" in losses.note
+    assert "go on" not in losses.note
 
 
 TRAINED = {
@@ -155,7 +156,7 @@ def test_an_interrupted_fit_is_usable_and_goes_on(
     assert clf.losses_ == whole.losses_[: len(clf.losses_)]
     clf.fit(few)
     assert clf.losses_ == whole.losses_
-    assert not clf.notes_
+    assert clf.notes_[-1] == "Training had been interrupted after epoch 2, and went on from there."
     np.testing.assert_array_equal(clf.decision_function(few), whole.decision_function(few))
 
 
@@ -171,7 +172,33 @@ def test_ctrl_c_on_the_command_line(digits: Path, tmp_path: Path, monkeypatch: p
     assert "interrupted after epoch 2" in handful.load(tmp_path / "model").notes_[-1]
     code, out, err = call(*words)
     assert code == 0
-    assert not handful.load(tmp_path / "model").notes_
+    assert "went on from there" in handful.load(tmp_path / "model").notes_[-1]
+
+
+class LastStep(Rows):
+    """Interrupts what comes after the last epoch."""
+
+    class Model(nn.Linear):
+        steps = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            LastStep.Model.steps += 1
+            if LastStep.Model.steps == 31:  # 6 epochs of 5 batches, then the look at what is left
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+
+def test_an_interrupt_after_the_last_epoch_loses_nothing():
+    recipe = RECIPES["sgd"]
+    model = LastStep.Model(5, 3)
+    with torch.no_grad():
+        model.weight.zero_(), model.bias.zero_()
+    with pytest.raises(KeyboardInterrupt):
+        train_on(model, Rows(), LABELS, recipe, seeded(0), "this")
+    losses, weight = run(Rows(-2), recipe, "this")
+    whole, expected = run(Rows(), recipe)
+    assert losses == whole
+    torch.testing.assert_close(weight, expected, atol=0, rtol=0)
 
 
 # -- settings ----------------------------------------------------------------------------------------

@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+SHOTS = (1, 2, 4, 8, 16)
+SEEDS = (1, 2, 3)
+"""Of the published few-shot protocol (methods.md §9.2)."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -34,6 +38,17 @@ def per_class_accuracy(predicted: NDArray[Any], truth: NDArray[Any], classes: in
     right = np.bincount(truth, weights=predicted == truth, minlength=classes)
     count = np.bincount(truth, minlength=classes)
     return np.divide(right, count, out=np.full(classes, np.nan), where=count > 0)
+
+
+def calibration_error(probabilities: NDArray[Any], truth: NDArray[Any], bins: int = 15) -> float:
+    """Expected calibration error, 0 to 1: how far confidence is from accuracy, over bins of confidence.
+
+    Guo et al. 2017, equation 3.
+    """
+    sure, right = probabilities.max(1), probabilities.argmax(1) == truth
+    place = np.minimum((sure * bins).astype(int), bins - 1)
+    gap = np.bincount(place, weights=sure - right, minlength=bins)
+    return float(np.abs(gap).sum() / len(truth))
 
 
 def harmonic_mean(base: float, new: float) -> float:

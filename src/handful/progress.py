@@ -44,13 +44,16 @@ def bar(text: str, total: int, show: bool | None = None) -> Iterator[Advance]:
 def _lines(text: str, total: int) -> Advance:
     """Give a function that writes how far it is, and how long it will take, every so often."""
     start = last = time.monotonic()
-    done = 0
+    done = before = 0
 
     def advance(count: int, note: str = "") -> None:
-        nonlocal last, done
-        done, now = done + count, time.monotonic()
-        if done and now - last >= EVERY:
-            last, left = now, (now - start) * (total - done) / done
+        nonlocal last, done, before
+        now = time.monotonic()
+        if not done and now - start < 1:
+            before = count if count > 1 else 0  # done in an earlier run, and no measure of this one
+        done += count
+        if done > before and now - last >= EVERY:
+            last, left = now, (now - start) * (total - done) / (done - before)
             print(
                 f"{text}: {done} of {total}, {note or '...'}, {left:.0f} s left", file=sys.stderr, flush=True
             )

@@ -35,12 +35,14 @@ class Standing:
         cls, epochs: int, losses: list[float], optimizer: torch.optim.Optimizer,
         generator: torch.Generator | None,
     ) -> Standing:  # fmt: skip
-        """Copy all of it."""
-        tensors = {f"parameter.{n}": p.detach().clone() for n, p in enumerate(_parameters(optimizer))}
+        """Copy all of it, to the CPU."""
+        tensors = {
+            f"parameter.{n}": p.detach().to("cpu", copy=True) for n, p in enumerate(_parameters(optimizer))
+        }
         for number, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimizer.{number}.{name}"] = value.clone()
+                    tensors[f"optimizer.{number}.{name}"] = value.to("cpu", copy=True)
         if generator is not None:
             tensors["generator"] = generator.get_state()
         return cls(epochs, list(losses), tensors)
@@ -91,7 +93,7 @@ class Shelf:
         facts = json.dumps({"epochs": standing.epochs, "losses": standing.losses})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            tensors = {name: value.cpu().contiguous() for name, value in standing.tensors.items()}
+            tensors = {name: value.contiguous() for name, value in standing.tensors.items()}
             write_atomically(self.path, save(tensors, {"standing": facts}))
         except OSError as error:
             warnings.warn(f"The training is not kept in {self.path.parent}: {error}", stacklevel=4)

@@ -41,9 +41,10 @@ class Source(Protocol):
 
 
 class Losses(list[float]):
-    """The loss of each step; `stopped` says so where a training was interrupted."""
+    """The loss of each step; `note` says where a training was interrupted, `stopped` if it still is."""
 
-    stopped: str = ""
+    note: str = ""
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,11 @@ class Recipe:
             raise unexpected("lr", self.lr, f"a number up to {LARGEST:g}")
         object.__setattr__(self, "accumulate", check_integer("accumulate", self.accumulate, 1))
         for name in ("momentum", "weight_decay", "warmup_lr", "clip"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None or name in ("momentum", "weight_decay"):
                 above = name == "clip"
                 object.__setattr__(self, name, check_number(name, getattr(self, name), 0, above=above))
+        if self.momentum >= 1:
+            raise unexpected("momentum", self.momentum, "a number from 0 to below 1")
         if not isinstance(self.precision, str) or self.precision not in ("float32", "bfloat16"):
             raise unexpected("precision", self.precision, "'float32' or 'bfloat16'")
 
@@ -104,6 +107,8 @@ class Recipe:
             return self
         if not isinstance(training, Mapping) or not set(training) <= set(ADJUSTABLE):
             raise unexpected("training", training, f"None, or a dict with some of {list(ADJUSTABLE)}")
+        if self.adam_eps is not None and "momentum" in training:
+            raise unexpected("training", dict(training), "no momentum for a method that is trained by AdamW")
         return replace(self, **training)
 
     def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -277,14 +282,16 @@ def train(
     if kept is not None:
         kept.put_back(optimizer, generator)
         losses.extend(kept.losses)
-    autocast = _autocast(recipe, device)
+        losses.note = f"Training had been interrupted after epoch {kept.epochs}, and went on from there."
+    autocast, last = _autocast(recipe, device), None
     try:
         with bar("Training", recipe.epochs * steps, show) as advance, torch.enable_grad():
             advance(len(losses))
             for number in range(kept.epochs if kept else 0, recipe.epochs):
                 first = len(losses)
                 for inputs, labels in epoch():
-                    pieces = list(_pieces(inputs.to(device), labels.to(device), recipe.accumulate))
+                    last = inputs.to(device)
+                    pieces = list(_pieces(last, labels.to(device), recipe.accumulate))
                     optimizer.zero_grad()
                     total = 0.0
                     for x, y in pieces:
@@ -301,13 +308,15 @@ def train(
                     advance(1, note=f"epoch {number + 1} of {recipe.epochs}, loss {total:.3f}")
                 if shelf:
                     kept = Standing.take(number + 1, losses, optimizer, generator)
+        _check_left(model, parameters, last, losses, recipe)
     except KeyboardInterrupt:
         if shelf is None or kept is None:
             raise
         kept.put_back(optimizer, generator)
-        if kept.epochs < recipe.epochs:
-            return _stopped(kept, recipe, shelf.write(kept))
-    _check_left(model, parameters, inputs.to(device), losses, recipe)
+        saved = shelf.write(kept)
+        if kept.epochs == recipe.epochs:  # it was done: the same fit will find that at once
+            raise
+        return _stopped(kept, recipe, saved)
     if shelf:
         shelf.remove()
     return losses
@@ -333,7 +342,8 @@ def _stopped(kept: Standing, recipe: Recipe, saved: bool) -> Losses:
     """Give the losses of a training that was interrupted, and how to go on."""
     losses = Losses(kept.losses)
     on = "To go on from there, fit again with the same data and parameters." if saved else ""
-    losses.stopped = (
+    losses.stopped = True
+    losses.note = (
         f"Training was interrupted after epoch {kept.epochs} of {recipe.epochs} (loss {losses[-1]:.3f}), and "
         f"what was learned until then is kept. {on}"
     ).rstrip()
@@ -353,10 +363,15 @@ def _finite(loss: Tensor, losses: list[float], number: int, recipe: Recipe) -> f
 
 @torch.no_grad()
 def _check_left(
-    model: nn.Module, parameters: list[nn.Parameter], inputs: Tensor, losses: list[float], recipe: Recipe
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    inputs: Tensor | None,
+    losses: list[float],
+    recipe: Recipe,
 ) -> None:
     """Refuse what the last step left, which no loss has seen, if it is not finite."""
-    if all(bool(torch.isfinite(values).all()) for values in [*parameters, model(inputs)]):
+    left = [*parameters] if inputs is None else [*parameters, model(inputs)]
+    if all(bool(torch.isfinite(values).all()) for values in left):
         return
     raise TrainingError(
         f"What was learned became NaN or infinite (last loss: {losses[-1] if losses else 'none'}). Got "

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.backbones.tower import Tower
+from handful.backbones.tower import Tower, at_depth
 from handful.data import ImageSet, decode
 from handful.data.images import in_threads
 from handful.data.splits import draw
-from handful.errors import DataError, check_integer
+from handful.errors import DataError, check_integer, unexpected
 from handful.metrics import mean_spread
 from handful.progress import bar
 from handful.prompts import read_words
@@ -123,6 +123,8 @@ def analyze_layers(
     """
     if len(datasets) < 2:
         raise DataError(f"Got {len(datasets)} data sets, expected at least 2 to be told apart.")
+    if not seeds:
+        raise unexpected("seeds", seeds, "at least one")
     for tower in (backbone.image, backbone.text):
         tower.require_blocks("The layer analysis")
     draws = {seed: _draw(datasets, check_integer("per_set", per_set, FOLDS), shots, seed) for seed in seeds}
@@ -149,7 +151,7 @@ def analyze_layers(
             alike.setdefault(pair, []).append(cka(means[pair[0]], texts[pair[1]][seen]))
     depth = {side: _depths(list(layers)) for side, layers in (("image", everything), ("text", texts))}
     return LayerAnalysis(
-        backbone.name,
+        backbone.title,
         {name: len(images.class_names) for name, images in datasets.items()},
         len(next(iter(draws.values()))) // len(datasets),
         1 / len(datasets),
@@ -176,7 +178,7 @@ def _draw(datasets: Mapping[str, ImageSet], per_set: int, shots: int, seed: int)
 
 def _names(datasets: Mapping[str, ImageSet]) -> tuple[list[str], list[int], dict[tuple[int, str], int]]:
     """Give class names that one set alone has, the set of each, and the row of each (set, name)."""
-    every = [name.casefold() for images in datasets.values() for name in images.class_names]
+    every = [name for images in datasets.values() for name in {n.casefold() for n in images.class_names}]
     names, owners = list[str](), list[int]()
     classes: dict[tuple[int, str], int] = {}
     for owner, images in enumerate(datasets.values()):
@@ -259,8 +261,9 @@ def _record(backbone: Backbone, tower: Tower, run: Any) -> tuple[list[Tensor], T
 
 
 def _layers(features: list[Tensor]) -> Layers:
+    """Name the layers, and let go of the tokens that their features are views of."""
     names = ["embed", *map(str, range(1, len(features) - 1)), "projection"]
-    return {name: feature.float().cpu() for name, feature in zip(names, features, strict=True)}
+    return {name: feature.float().cpu().clone() for name, feature in zip(names, features, strict=True)}
 
 
 def _depths(layers: list[str]) -> dict[str, float]:
@@ -272,7 +275,7 @@ def _pair(image: list[str], text: list[str]) -> list[tuple[str, str]]:
     """Join layers of the same relative depth, as many as the shallower tower has; the ends join the ends."""
     blocks = [len(image) - 2, len(text) - 2]
     n = min(blocks)
-    middle = [(str(round(k * blocks[0] / n)), str(round(k * blocks[1] / n))) for k in range(1, n + 1)]
+    middle = [(str(at_depth(k, n, blocks[0])), str(at_depth(k, n, blocks[1]))) for k in range(1, n + 1)]
     return [("embed", "embed"), *middle, ("projection", "projection")]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -83,6 +85,11 @@ class Backbone:
             hasher.update(f"{key} {tuple(value.shape)} {value.dtype} ".encode())
             hasher.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return hasher.hexdigest()
+
+    @property
+    def title(self) -> str:
+        """The name, short enough for a table: of files it is the config's."""
+        return PurePath(json.loads(self.name)["config"]).stem if self.name.startswith("{") else self.name
 
     @property
     def image_size(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import socket
@@ -30,6 +31,8 @@ WAYS_OUT = (
     'load_backbone("config.json", weights="model.safetensors"); or use the embedded '
     'demonstration model, load_backbone("mini").'
 )
+IDLE = (nn.Identity, nn.Dropout)
+"""Modules that do nothing to features."""
 OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
 
 
@@ -226,12 +229,20 @@ def wrap(
 
 
 def structure(model: Any) -> dict[str, str]:
-    """What the weights don't tell and features depend on: activations, and where each tower is read."""
+    """What the weights don't tell and features depend on: activations, norms, heads, masks and pooling."""
     visual, text = model.visual, getattr(model, "text", model)
     image = getattr(getattr(visual, "trunk", None), "global_pool", getattr(visual, "pool_type", ""))
-    kinds = {type(module).__name__ for module in model.modules()}
+    inner = [
+        [
+            type(module).__name__,
+            *(str(getattr(module, name, "")) for name in ("eps", "approximate", "num_heads")),
+        ]
+        for module in model.modules()
+        if hasattr(module, "num_heads") or not (list(module.children()) or isinstance(module, IDLE))
+    ]
+    causal = getattr(text, "attn_mask", None) is not None
     return {
-        "activations": " ".join(sorted(kind for kind in kinds if kind.endswith("LU"))),
+        "structure": hashlib.sha256(json.dumps([inner, causal]).encode()).hexdigest()[:16],
         "image_pool": str(image),
         "text_pool": str(getattr(text, "text_pool_type", getattr(text, "pool_type", ""))),
     }

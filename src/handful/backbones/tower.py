@@ -86,6 +86,11 @@ class Tower:
         return self.blocks
 
 
+def at_depth(number: int, blocks: int, others: int) -> int:
+    """Give the block of a tower with `others` that stands at a block's share of the depth, counted from 1."""
+    return round(number * others / blocks)
+
+
 def text_tower(model: nn.Module) -> Tower:
     """Find the seams of the text tower of `CLIP` or `CustomTextCLIP`."""
     tower = cast(Any, getattr(model, "text", model))

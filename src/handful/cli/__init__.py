@@ -64,6 +64,14 @@ def _parameters(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    """Read `1,4,16`."""
+    try:
+        return tuple(int(word) for word in text.split(",") if word.strip())
+    except ValueError as error:
+        raise typer.BadParameter(f"got {name} {text!r}, expected integers, as in 1,4,16") from error
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where to write images, picture and classifier.")] = Path(
@@ -285,6 +293,59 @@ def explain(
             typer.echo(f"{name}:")
         for number, near in enumerate(own, 1):
             typer.echo(f"{number:4}  {', '.join(map(str, near))}")
+
+
+@app.command()
+def bench(
+    protocol: Annotated[
+        str, typer.Argument(help="few-shot, base-to-new, cross-dataset, domain-shift or cross-category.")
+    ],
+    data: Annotated[
+        list[str],
+        typer.Option(help="A name in the catalogue, or a path; repeatable. The first is learned on."),
+    ],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="A method, as tip-adapter:selection=support; repeatable. Default: all."),
+    ] = None,
+    shots: Annotated[str, typer.Option(help="Images per class, as in 1,4,16. Default: the protocol's.")] = "",
+    seeds: Annotated[str, typer.Option(help="Draws, as in 1,2,3.")] = "1,2,3",
+    root: Annotated[Path | None, typer.Option(help="Where the catalogue's data sets lie.")] = None,
+    backbone: Annotated[str, typer.Option(help="As for fit.")] = "mini",
+    weights: Annotated[Path | None, typer.Option(help="The weights, for a config.json.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="The folder of results; a run goes on with what is there.")
+    ] = Path("handful-bench"),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Run methods under a published protocol; kill it and start it again as you like."""
+    from handful import METHODS
+    from handful.bench import Bench, run_bench
+    from handful.metrics import SHOTS
+
+    found = run_bench(
+        Bench(
+            protocol, tuple(data), tuple(methods or METHODS), out, backbone,
+            None if weights is None else str(weights), None if root is None else str(root),
+            _numbers("--shots", shots) or (SHOTS if protocol == "few-shot" else (16,)),
+            _numbers("--seeds", seeds),
+        ),
+        jobs,
+    )  # fmt: skip
+    errors = [line for line in found if "error" in line]
+    facts = {
+        "cells": len(found), "errors": len(errors), "skipped": sum("skipped" in line for line in found),
+        "results": str(out / "results.jsonl"),
+    }  # fmt: skip
+    for line in errors:
+        _say(
+            f"error: {line['data']}, {line['method']}, {line['shots']} shots, seed {line['seed']}: "
+            f"{line['error']}"
+        )
+    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
+    if errors:
+        raise typer.Exit(1)
 
 
 analyze = typer.Typer(help="Look into a backbone.", no_args_is_help=True)

@@ -111,12 +111,14 @@ class ImageSet:
 
     def of_classes(self, rows: Sequence[int]) -> ImageSet:
         """Keep the images of some classes, in this order of classes, labelled from 0."""
+        chosen = choose_rows(list(rows), len(self.class_names))
+        if len(set(chosen.tolist())) < len(chosen):
+            raise DataError(f"Got classes {list(rows)[:8]}, expected each once.")
         place = np.full(len(self.class_names), -1)
-        place[list(rows)] = np.arange(len(rows))
+        place[chosen] = np.arange(len(chosen))
         kept = self[place[self.labels] >= 0]
-        return replace(
-            kept, labels=place[kept.labels], class_names=tuple(self.class_names[row] for row in rows)
-        )
+        names = tuple(self.class_names[row] for row in chosen)
+        return replace(kept, labels=place[kept.labels], class_names=names)
 
     @classmethod
     def from_lists(
@@ -281,20 +283,20 @@ def _assemble(
     )
 
 
-def read_table(table: Path) -> list[tuple[Path, str]]:
-    """Read rows of path and label from CSV or JSONL."""
+def read_table(table: Path, columns: Sequence[str] = ("path", "label")) -> list[tuple[Any, ...]]:
+    """Read rows of path, label and other texts from CSV or JSONL; paths start from the table's folder."""
     try:
         text = table.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Got table={str(table)!r}, expected a readable UTF-8 file: {error}") from error
-    rows: list[tuple[Path, str]] = []
+    rows: list[tuple[Any, ...]] = []
     for number, row in _rows(table, text):
-        path, label = row.get("path"), row.get("label")
-        if not isinstance(path, str) or not isinstance(label, str) or not path or not label.strip():
+        path, *others = texts = [row.get(column) for column in columns]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
             raise DataError(
-                f"{table}, row {number}: expected the columns path and label, both texts, got {row}."
+                f"{table}, row {number}: expected the columns {' and '.join(columns)}, all texts, got {row}."
             )
-        rows.append((table.parent / path, label.strip()))
+        rows.append((table.parent / str(path), *(str(other).strip() for other in others)))
     if not rows:
         raise DataError(f"{table} has no rows. Write a header `path,label` and a line for each image.")
     return rows

@@ -145,11 +145,13 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
         names, rows, classes = read_labels(images, labels, class_names, self.uses_text)
         needs_text = self.uses_text and class_weights is None
         backbone = self.find_backbone(needed=needs_text or self.uses_tower or self.uses_image_tower)
-        features = None if images is None else self._encode(images, training=True)
         text = self.text_weights(names, class_weights, backbone)
+        features = None if images is None else self._encode(images, training=True)
         if features is not None and len(features) != len(rows):
             raise DataError(f"Got {len(features)} images and {len(rows)} labels, expected as many.")
         width = features.values.shape[-1] if isinstance(features, Features) else 0
+        if features is not None and backbone is not None and not width:
+            width = backbone.joint_width  # of crops, which go through it
         joint = text.shape[1] if text is not None else 0
         if self.uses_tower and backbone is not None:
             joint = backbone.joint_width
@@ -172,11 +174,11 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
         fitted.support_ = changes.item_names(images, len(rows)) if hasattr(fitted.head_, "keys") else []
         fitted.shots_ = [] if images is None else np.bincount(rows.numpy(), minlength=len(names)).tolist()
         fitted.fingerprint_ = backbone.fingerprint if backbone else features.fingerprint if features else ""
-        stopped = getattr(fitted.losses_, "stopped", "")
-        fitted.notes_ += [stopped] if stopped else []
+        note = getattr(fitted.losses_, "note", "")
+        fitted.notes_ += [note] if note else []
         self._take(fitted, names, classes)
-        if stopped:
-            raise Interrupted(stopped)
+        if getattr(self.losses_, "stopped", False):
+            raise Interrupted(note)
         return self
 
     def _begin(self, templates: list[str]) -> Self:

@@ -88,7 +88,11 @@ class Encoding(BaseEstimator):  # type: ignore[misc]
         """Load the backbone by name, once; keep the parameter as it was given."""
         if self.backbone is None or isinstance(self.backbone, Backbone):
             if needed and self.backbone is None:
-                otherwise = "" if self.uses_tower else ", or give fit(..., class_weights=) with features"
+                otherwise = (
+                    ""
+                    if self.uses_tower or self.uses_image_tower
+                    else ", or give fit(..., class_weights=) with features"
+                )
                 raise ParameterError(
                     f'{type(self).__name__} needs a backbone: pass handful.load_backbone("mini") or '
                     f"its name{otherwise}."

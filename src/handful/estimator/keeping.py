@@ -54,12 +54,26 @@ def describe(clf: FewShotClassifier) -> dict[str, Any]:
 
 
 def training_key(clf: FewShotClassifier, task: Task) -> str:
-    """Say what a fit is a function of: method, parameters, names, labels, inputs and backbone."""
+    """Say what a fit is a function of: method, parameters, names, labels, inputs, backbone and code."""
     parameters = {name: value for name, value in clf.get_params(deep=False).items() if name != "backbone"}
-    facts = [type(clf).__qualname__, repr(sorted(parameters.items())), task.class_names, task.labels.tolist()]
-    backbone = task.encoder.fingerprint if task.encoder else ""
-    text = b"" if task.text is None else task.text.contiguous().numpy().tobytes()
-    return repr([*facts, backbone, hashlib.sha256(text).hexdigest(), task.inputs.identity()])
+    encoder, seen = task.encoder, task.validation
+    place = [encoder.fingerprint, str(encoder.dtype), str(encoder.device)] if encoder else []
+    tensors = [task.labels, task.text, *([seen.features, seen.labels] if seen else [])]
+    facts = [
+        type(clf).__module__, type(clf).__qualname__, task.class_names, task.scale, place,
+        [(name, _digest(value)) for name, value in sorted(parameters.items())], list(map(_digest, tensors)),
+        task.inputs.identity(), [version(name) for name in VERSIONS_OF],
+    ]  # fmt: skip
+    return repr(facts)
+
+
+def _digest(value: Any) -> str:
+    """Write a value out; of an array, which writes itself out shortened, a hash."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    return repr(value)
 
 
 def restore(

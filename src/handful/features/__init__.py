@@ -73,7 +73,7 @@ class Features:
 
     def identity(self) -> str:
         """Hash the values."""
-        return hashlib.sha256(self.values.contiguous().numpy().tobytes()).hexdigest()
+        return hashlib.sha256(self.values.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
     def __getitem__(self, rows: Rows) -> Features:
         """Choose rows: `features[[3, 1, 4]]`, a slice, or a mask."""

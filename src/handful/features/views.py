@@ -7,7 +7,9 @@ constant: training starts from there. The numbers are the same wherever they are
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -101,15 +103,16 @@ class Views:
 
     def _read(self, chosen: list[tuple[int, int]]) -> Tensor:
         """Make some views, by image and number, and read them: `[B, ...]` on the CPU."""
+        rows = list(dict.fromkeys(row for row, _ in chosen))
+        images = dict(zip(rows, in_threads(decode, [self.items[row] for row in rows]), strict=True))
 
-        def pixels(place: tuple[int, int]) -> Tensor:
-            row, view = place
-            image = decode(self.items[row])
+        def pixels(row: int, view: int) -> Tensor:
             if not self.views:
-                return self.backbone.preprocess(image)
-            return self.backbone.view(image, view_seed(self.names[row], self.seed, view), self.crop_scale)
+                return self.backbone.preprocess(images[row])
+            seed = view_seed(self.names[row], self.seed, view)
+            return self.backbone.view(images[row], seed, self.crop_scale)
 
-        return self.entrance(torch.stack([pixels(place) for place in chosen])).float().cpu()
+        return self.entrance(torch.stack([pixels(*place) for place in chosen])).float().cpu()
 
     def _fill(self) -> Tensor:
         """Read every view of every image, once."""
@@ -135,17 +138,32 @@ def room(size: int) -> Literal["memory", "disk", "off"]:
 
 
 def free_memory() -> int:
-    """Bytes of memory that are free; 4 GiB where the system does not say."""
+    """Bytes of memory that are free, within a container's limit; 4 GiB where the system does not say."""
+    try:
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        most = max(limit - used, 0)
+    except (OSError, ValueError):  # there is none
+        most = sys.maxsize
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        return min(free, most)
     except (OSError, StopIteration):
-        return 4 * 2**30
+        return min(4 * 2**30, most)
 
 
 def scratch(shape: tuple[int, ...]) -> Tensor:
     """Give a tensor that lies in a nameless file of the cache folder."""
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives the file's name and handle
-        return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+    size = 4 * int(np.prod(shape))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives the file's name and handle
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows now, not in the middle
+            return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+    except OSError as error:
+        raise DataError(
+            f"Got cache='disk', and {folder} can't take {size / 2**30:.1f} GiB ({error.strerror or error}). "
+            "Free some, set HANDFUL_CACHE to another disk, or give cache='off'."
+        ) from error

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.errors import ParameterError
+from handful.errors import CheckpointError, ParameterError
 from handful.estimator import FewShotClassifier, Task
 from handful.features.views import Entrance
 from handful.heads import Head, Place, Shapes, TextHead
@@ -84,6 +84,9 @@ class TunedHead(TextHead):
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
         """Check and build."""
         plain = TextHead.restore(tensors, settings, place)
+        joint = plain.width if place.backbone is None else place.backbone.joint_width
+        if plain.width != joint:
+            raise CheckpointError(f"Got class_weights {plain.width} wide, expected {joint}.")
         return cls(plain.class_weights, plain.scale, plain.learned, place.backbone)
 
 

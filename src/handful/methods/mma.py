@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.backbones.tower import Tower
+from handful.backbones.tower import Tower, at_depth
 from handful.data.sets import check_names
 from handful.errors import CheckpointError, ParameterError, check_integer, check_number, unexpected
 from handful.estimator import FewShotClassifier, Task
@@ -138,7 +138,7 @@ def join(towers: dict[str, Tower], first: int | None, last: int | None) -> Pairs
         raise unexpected("last_block", last, f"1 to {n}: the shallower tower has as many blocks")
     if first > last:
         raise unexpected("first_block", first, f"1 to {last}, the last block")
-    return {k: {side: round(k * N / n) - 1 for side, N in depths.items()} for k in range(first, last + 1)}
+    return {k: {side: at_depth(k, n, N) - 1 for side, N in depths.items()} for k in range(first, last + 1)}
 
 
 class ImageSide:
@@ -210,7 +210,17 @@ class MmaHead(TextHead):
 
     kind: ClassVar[str] = "mma"
     alpha: float
-    image: ImageSide | None
+    backbone: Backbone | None
+
+    @cached_property
+    def image(self) -> ImageSide:
+        """The image tower with the adapters."""
+        if self.backbone is None:
+            raise ParameterError("MMA runs images through the adapted tower: load it with its backbone.")
+        return image_side(self.backbone, self.learned, self.alpha)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "image"}
 
     @property
     def needs(self) -> Literal["features", "pixels"]:
@@ -222,8 +232,6 @@ class MmaHead(TextHead):
         """Give logits `[N, C]` for pixels `[N, 3, H, W]`, or for features where these are enough."""
         if self.needs == "features":
             return super().logits(features)
-        if self.image is None:
-            raise ParameterError("MMA runs images through the adapted tower: load it with its backbone.")
         return super().logits(self.image(self.image.enter(features)).cpu())
 
     def settings(self) -> dict[str, Any]:
@@ -236,16 +244,13 @@ class MmaHead(TextHead):
         learned = {name: value for name, value in tensors.items() if name != "class_weights"}
         sides, numbers, shared = layout(learned)
         widths: dict[str, int | str] = {side: f"D of {side}" for side in sides}
-        expect(
-            tensors,
-            {"class_weights": (len(place.class_names), "E"), **shapes_of(widths, numbers, "H", shared)},
-        )
+        joint = "E" if place.backbone is None else place.backbone.joint_width
+        weights: Shapes = {"class_weights": (len(place.class_names), joint)}
+        expect(tensors, weights | shapes_of(widths, numbers, "H", shared))
         alpha = read_number(settings, "alpha")
-        image = None
-        if place.backbone is not None and "image" in sides:
-            image = image_side(place.backbone, learned, alpha)
-        weights = tensors["class_weights"]
-        return cls(weights, read_number(settings, "scale"), learned, alpha, image)
+        if alpha < 0:
+            raise CheckpointError(f"Got alpha={alpha:g} in the head's settings, expected 0 or more.")
+        return cls(tensors["class_weights"], read_number(settings, "scale"), learned, alpha, place.backbone)
 
 
 def layout(learned: dict[str, Tensor]) -> tuple[list[str], list[int], bool]:
@@ -397,6 +402,8 @@ class MMA(FewShotClassifier):
         widths = {side: getattr(backbone, side).width for side in self.sides()}
         hidden = check_integer("width", self.width, 1)
         alpha = check_number("alpha", self.alpha, 0)
+        if not isinstance(self.shared, bool):
+            raise unexpected("shared", self.shared, "True or False")
         return ModalAdapters(widths, list(self.pairs(backbone)), hidden, alpha, self.shared).reset(generator)
 
     def learner(self, task: Task, adapters: ModalAdapters) -> TwoTowers:
@@ -424,12 +431,13 @@ class MMA(FewShotClassifier):
         if backbone is None:
             return {}
         widths = {side: getattr(backbone, side).width for side in self.sides()}
-        return shapes_of(widths, list(self.pairs(backbone)), self.width, self.shared)
+        return shapes_of(
+            widths, list(self.pairs(backbone)), check_integer("width", self.width, 1), self.shared
+        )
 
     @torch.no_grad()
     def build(self, task: Task, learned: dict[str, Tensor]) -> MmaHead:
         """Collapse the text side to class weights; keep the image side."""
         alpha = float(self.alpha)
         weights = self.learner(task, rebuild(learned, alpha)).class_weights()
-        image = image_side(task.backbone, learned, alpha) if "image" in self.sides() else None
-        return MmaHead(weights.cpu(), task.scale, learned, alpha, image)
+        return MmaHead(weights.cpu(), task.scale, learned, alpha, task.backbone)

@@ -49,10 +49,11 @@ class ImagePass:
 
     @torch.no_grad()
     def enter(self, pixels: Tensor) -> Tensor:
-        """Run pixels `[N, 3, H, W]` up to the first block: tokens `[N, L, D]`."""
+        """Run pixels `[N, 3, H, W]` up to the first block: tokens `[N, L, D]` in float32."""
         visual = cast(Any, self.backbone.model).visual
         with Taps(self.tower) as taps, self.backbone.autocast():
-            return taps.tokens_before(self.first, lambda: visual(pixels.to(self.backbone.device)))
+            tokens = taps.tokens_before(self.first, lambda: visual(pixels.to(self.backbone.device)))
+        return tokens.float()
 
     def __call__(self, tokens: Tensor, after: After | None = None) -> Tensor:
         """Go on with tokens `[N, L, D]` to features `[N, E]`.

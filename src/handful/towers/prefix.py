@@ -56,7 +56,7 @@ class PrefixPass:
         self.trees = [tree.to(backbone.device) for tree in trees]
         self.order = torch.cat([tree.rows for tree in self.trees]).argsort()
         self._first: dict[int, tuple[Tensor, int, Tensor]] = {}
-        self._below: dict[tuple[int, int], Tensor] = {}
+        self._below: dict[tuple[int, int], tuple[list[tuple[int, int]], Tensor]] = {}
 
     @property
     def tower(self) -> Tower:
@@ -113,11 +113,17 @@ class PrefixPass:
 
     def _frozen(self, number: int, first: int) -> Tensor:
         """Give the tokens of prompts without learned vectors on their way into a block; they never change."""
-        if (number, first) not in self._below:
-            with torch.no_grad():
-                x = self._embed(self.trees[number], None)
-                self._below[number, first] = self._climb(number, x, range(first), {})
-        return self._below[number, first]
+        below = [p for block in self.tower.blocks[:first] for p in block.module.parameters()]
+        now = [(id(p), p._version) for p in below]
+        known = self._below.get((number, first))
+        if known is not None and known[0] == now:
+            return known[1]
+        frozen = not any(p.requires_grad for p in below)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            x = self._climb(number, self._embed(self.trees[number], None), range(first), {})
+        if frozen:
+            self._below[number, first] = now, x
+        return x
 
     def _embed(self, tree: Tree, learned: Tensor | None) -> Tensor:
         """Give the tokens on their way into the first block: embedding or learned vector, plus place."""

@@ -1,0 +1,273 @@
+"""Benches end in the same table whatever happens to them, and no fit sees a test image."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import handful
+from handful.bench import Bench, read_results, read_spec, run_bench
+from handful.data import Dataset, ImageSet, open_dataset
+from handful.metrics import calibration_error, harmonic_mean
+from handful.protocols import (
+    answer,
+    base_to_new,
+    cross_category,
+    cross_dataset,
+    domain_shift,
+    few_shot_draws,
+    fit,
+)
+
+MEASURED = ("seconds", "predict_seconds", "peak_memory_mb")
+QUICK = ("zero-shot", "linear-probe", "tip-adapter:alpha=2")
+
+
+def settled(lines: list[dict]) -> list[dict]:
+    """What doesn't depend on the machine's mood."""
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
+
+
+@pytest.fixture
+def few_digits(digits: Path, tmp_path: Path) -> Path:
+    """Digits with fewer test images."""
+    for part, count in (("train", 10), ("test", 6)):
+        for folder in (digits / part).iterdir():
+            for file in sorted(folder.iterdir())[:count]:
+                place = tmp_path / "few" / part / folder.name / file.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.symlink_to(file)
+    return tmp_path / "few"
+
+
+def test_a_bench_goes_on_with_what_is_there(few_digits: Path, tmp_path: Path):
+    bench = Bench("few-shot", (str(few_digits),), QUICK, tmp_path / "out", shots=(1, 2), seeds=(1, 2))
+    lines = run_bench(bench)
+    assert len(lines) == 12
+    assert {line["method"] for line in lines} == set(QUICK)
+    assert all(0 <= line["accuracy"] <= 1 and line["selection"] == "fixed" for line in lines)
+    cells = sorted((tmp_path / "out" / "cells").iterdir())
+    before = {cell: cell.stat().st_mtime_ns for cell in cells}
+    cells[3].unlink()
+    cells[5].write_text('{"half a line')
+    again = run_bench(bench)
+    assert settled(again) == settled(lines)
+    assert [c for c in cells if c.stat().st_mtime_ns != before[c]] == [cells[3], cells[5]]
+    kept = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert kept == again
+    assert {line["cell"] for line in read_results(tmp_path / "out")} == {line["cell"] for line in lines}
+    line = lines[0]
+    test = next((tmp_path / "out" / "tests").iterdir())
+    facts = json.loads(test.read_text())
+    right = np.array(line["predicted"]) == np.array(facts["labels"])
+    assert right.mean() == pytest.approx(line["accuracy"])
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_table(few_digits: Path, tmp_path: Path):
+    words = ["bench", "few-shot", "--data", few_digits, "--shots", "1,2,4", "--seeds", "1,2,3", "--out"]
+    methods = [word for name in QUICK for word in ("--methods", name)]
+    bench = Bench("few-shot", (str(few_digits),), QUICK, tmp_path / "calm", shots=(1, 2, 4), seeds=(1, 2, 3))
+    calm = run_bench(bench)
+    command = [sys.executable, "-m", "handful", *map(str, words), str(tmp_path / "killed"), *methods]
+    moments = random.Random(7)
+    cells, kills = tmp_path / "killed" / "cells", 0
+    for _ in range(3):
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        count = len(list(cells.glob("*.jsonl"))) if cells.exists() else 0
+        while running.poll() is None and (not cells.exists() or len(list(cells.glob("*.jsonl"))) <= count):
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.3))
+        if running.poll() is None:
+            running.send_signal(signal.SIGKILL)
+            kills += 1
+        running.wait()
+    assert kills
+    bench = Bench(
+        "few-shot", (str(few_digits),), QUICK, tmp_path / "killed", shots=(1, 2, 4), seeds=(1, 2, 3)
+    )
+    assert settled(run_bench(bench)) == settled(calm)
+
+
+def test_several_processes_give_the_same(few_digits: Path, tmp_path: Path):
+    ways = {
+        jobs: Bench("few-shot", (str(few_digits),), QUICK[:2], tmp_path / str(jobs), shots=(1,), seeds=(1, 2))
+        for jobs in (1, 2)
+    }
+    one, two = (settled(run_bench(bench, jobs)) for jobs, bench in ways.items())
+    for left, right in zip(one, two, strict=True):
+        assert left["predicted"] == right["predicted"]
+        assert left["cell"] == right["cell"]
+
+
+def test_a_failing_fit_is_a_line_and_the_others_go_on(few_digits: Path, tmp_path: Path, call):
+    methods = ["zero-shot", "tip-adapter:alpha=-1", "linear-probe"]
+    words = [word for name in methods for word in ("--methods", name)]
+    code, out, err = call(
+        "bench", "few-shot", "--data", few_digits, "--shots", "1", "--seeds", "1",
+        "--out", tmp_path / "out", "--json", *words,
+    )  # fmt: skip
+    assert code == 1
+    assert json.loads(out)["errors"] == 1
+    assert "tip-adapter:alpha=-1" in err
+    assert "alpha=-1" in err
+    lines = read_results(tmp_path / "out")
+    assert {line["method"] for line in lines if "accuracy" in line} == {"zero-shot", "linear-probe"}
+
+
+def test_a_method_that_cannot_says_why(few_digits: Path, tmp_path: Path):
+    bench = Bench(
+        "base-to-new", (str(few_digits),), ("zero-shot", "linear-probe"), tmp_path, shots=(2,), seeds=(1,)
+    )
+    found = {(line["method"], line["test"]): line for line in run_bench(bench)}
+    assert "accuracy" in found["zero-shot", "new"]
+    assert "accuracy" in found["linear-probe", "base"]
+    assert "knows its classes from their images" in found["linear-probe", "new"]["skipped"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"protocol": "many-shot"}, "protocol='many-shot'"),
+        ({"methods": ("tip",)}, "method='tip'"),
+        ({"methods": ("tip-adapter:gamma=1",)}, "gamma"),
+        ({"methods": ("tip-adapter:gamma",)}, "name:parameter=value"),
+        ({"data": ("nowhere",)}, "data='nowhere'"),
+        ({"data": ()}, "at least one"),
+        ({"shots": (0,)}, "shots=0"),
+        ({"protocol": "cross-dataset"}, "at least one other"),
+    ],
+)
+def test_bad_benches(few_digits: Path, tmp_path: Path, changes: dict, match: str):
+    whole = {"protocol": "few-shot", "data": (str(few_digits),), "methods": ("zero-shot",), "out": tmp_path}
+    with pytest.raises((handful.ParameterError, handful.DataError), match=match):
+        run_bench(Bench(**{**whole, **changes}))
+    assert read_spec("pkg.module:Class") == ("pkg.module:Class", {})
+
+
+# -- protocols ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(few_digits: Path) -> Dataset:
+    return open_dataset(few_digits)
+
+
+def test_base_to_new_cuts_after_the_draw(data: Dataset):
+    (draw,) = base_to_new(data.part("train"), data.part("test"), (3,), (2,))
+    whole = handful.few_shot(data.part("train"), 3, 2)
+    assert draw.support.items == tuple(i for i, y in zip(whole.items, whole.labels, strict=True) if y < 5)
+    assert draw.tests["base"].class_names + draw.tests["new"].class_names == data.part("test").class_names
+    assert set(draw.tests["new"].labels) == set(range(5))
+
+
+def test_cross_category_puts_easy_classes_first(data: Dataset, mini: handful.Backbone):
+    (draw,) = cross_category(mini, data, (2,), (1,))
+    assert len(draw.support.class_names) == 7
+    assert len(draw.everyone.class_names) == 10
+    assert draw.tests["base"].class_names == draw.tests["new"].class_names == data.part("test").class_names
+    assert set(draw.tests["new alone"].class_names).isdisjoint(draw.support.class_names)
+    zero = handful.ZeroShot(mini).fit(class_names=data.part("train").class_names)
+    train = data.part("train")
+    right = zero.predict(train) == np.array(train.class_names)[train.labels]
+    score = {name: right[train.labels == row].mean() for row, name in enumerate(train.class_names)}
+    assert min(score[n] for n in draw.support.class_names) >= max(
+        score[n] for n in draw.tests["new alone"].class_names
+    )
+    tip = fit(handful.TipAdapter(mini), draw)  # takes classes in: it has images of all
+    assert len(tip.class_names_) == 10
+    assert len(fit(handful.TextTuning(mini, epochs=1, views=0), draw).class_names_) == 7
+    assert answer(tip, draw.tests["new alone"]).shape[1] == 3
+
+
+def test_domains_share_classes(data: Dataset, mini: handful.Backbone):
+    part = data.part("test").of_classes([3, 1, 7])
+    other = Dataset("other", {"test": part}, "default", "x")
+    (draw,) = domain_shift(data, [other], (2,), (1,))
+    clf = fit(handful.LinearProbe(mini), draw)
+    logits = answer(clf, draw.tests["other"])
+    assert logits.shape == (len(part), 3)
+    whole = clf.decision_function(part)
+    np.testing.assert_array_equal(logits, whole[:, [clf.class_names_.index(n) for n in part.class_names]])
+    strange = Dataset("strange", {"test": ImageSet(part.items, part.labels, ("a", "b", "c"))}, "default", "y")
+    with pytest.raises(handful.DataError, match="shares 0 class names"):
+        list(domain_shift(data, [strange]))
+    (draw,) = cross_dataset(data, [strange], (2,), (1,))
+    assert answer(fit(handful.ZeroShot(mini), draw), draw.tests["strange"]).shape == (len(part), 3)
+
+
+SELECTIONS = {
+    "tip-adapter": ["fixed", "support", "val"],
+    "tip-adapter-f": ["fixed", "support", "val"],
+    "clip-adapter": ["fixed", "support", "val"],
+    "logistic-probe": ["fixed", "support", "val"],
+}
+SMALL = {
+    "coop": {"length": 2, "epochs": 1}, "cocoop": {"epochs": 1, "batch_size": 20},
+    "mma": {"width": 4, "epochs": 1}, "fine-tuning": {"epochs": 1}, "tip-adapter-f": {"epochs": 1},
+    "clip-adapter": {"epochs": 1}, "text-tuning": {"epochs": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "selection"),
+    [(name, selection) for name in sorted(handful.METHODS) for selection in SELECTIONS.get(name, ["fixed"])],
+)
+def test_no_fit_reads_a_test_image(name: str, selection: str, data: Dataset, mini: handful.Backbone):
+    class Spy(tuple):  # test items, that say so when they are touched
+        touched = False
+
+        def __iter__(self):
+            Spy.touched = True
+            return super().__iter__()
+
+        def __getitem__(self, row):
+            Spy.touched = True
+            return super().__getitem__(row)
+
+    test = data.part("test")
+    spied = ImageSet(Spy(test.items), test.labels, test.class_names)
+    parameters = {**SMALL.get(name, {})} | ({"selection": selection} if name in SELECTIONS else {})
+    if "views" in handful.METHODS[name]._get_param_names():
+        parameters["views"] = 0
+    val = data.part("train")
+    (draw,) = few_shot_draws(data.part("train"), spied, (2,), (1,), val)
+    Spy.touched = False
+    clf = fit(handful.METHODS[name](mini, **parameters), draw)
+    assert not Spy.touched
+    answer(clf, draw.tests["test"])
+    assert Spy.touched
+
+
+def test_the_oracle_is_the_one_that_reads_it(data: Dataset, mini: handful.Backbone):
+    (draw,) = few_shot_draws(data.part("train"), data.part("test"), (2,), (1,))
+    clf = fit(handful.TipAdapter(mini, selection="oracle"), draw)
+    assert clf.selection_ == "oracle"
+
+
+# -- figures of merit --------------------------------------------------------------------------------
+
+
+def test_calibration_error():
+    sure = np.array([[0.9, 0.1]] * 10)
+    assert calibration_error(sure, np.array([0] * 9 + [1])) == pytest.approx(0)
+    assert calibration_error(sure, np.ones(10, int)) == pytest.approx(0.9)
+    half = np.array([[0.9, 0.1]] * 5 + [[0.4, 0.6]] * 5)
+    assert calibration_error(half, np.zeros(10, int)) == pytest.approx((0.1 + 0.6) / 2)
+
+
+def test_harmonic_means_are_those_of_the_field():
+    """The average row's is that of the averages, not the mean of the rows' (methods.md §9.4, §10.6)."""
+    for base, new, both in (
+        (69.34, 74.22, 71.70), (82.69, 63.22, 71.66), (80.47, 71.69, 75.83), (82.28, 75.14, 78.55),
+        (84.26, 76.10, 79.97), (83.20, 76.80, 79.87),
+    ):  # fmt: skip
+        assert harmonic_mean(base, new) == pytest.approx(both, abs=0.006)
+    assert harmonic_mean(0, 0) == 0
