@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import handful
 from handful.bench import Bench, read_results, read_spec, run_bench
+from handful.compare import compare
 from handful.data import Dataset, ImageSet, open_dataset
 from handful.metrics import calibration_error, harmonic_mean
 from handful.protocols import (
@@ -271,3 +273,55 @@ def test_harmonic_means_are_those_of_the_field():
     ):  # fmt: skip
         assert harmonic_mean(base, new) == pytest.approx(both, abs=0.006)
     assert harmonic_mean(0, 0) == 0
+
+
+# -- compare -----------------------------------------------------------------------------------------
+
+
+def test_compare_tells_what_is_best_and_what_is_noise(
+    mini: handful.Backbone, digits: Path, tmp_path: Path, call
+):
+    code, out, err = call(
+        "compare", few_folder(digits, tmp_path, 8), "--methods", "linear-probe", "--methods", "tip-adapter",
+        "--repeats", "2", "--fit-best", "--out", tmp_path / "best",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "is best" in out
+    assert "over zero-shot" in out
+    assert handful.load(tmp_path / "best").method in ("linear-probe", "tip-adapter")
+
+
+def few_folder(digits: Path, tmp_path: Path, count: int) -> Path:
+    for folder in (digits / "train").iterdir():
+        for file in sorted(folder.iterdir())[:count]:
+            place = tmp_path / "folder" / folder.name / file.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(file)
+    return tmp_path / "folder"
+
+
+class Guess(handful.FewShotClassifier):
+    """Zero-shot, with a few answers spoilt."""
+
+    def __init__(self, backbone: object = None) -> None:
+        self.backbone = backbone
+
+    def fit_head(self, task):
+        from handful.heads import CosineHead
+
+        return CosineHead(task.text_weights + 1e-3 * torch.randn(task.text_weights.shape), task.scale)
+
+
+def test_compare_says_when_nothing_helps(mini: handful.Backbone, digits: Path, tmp_path: Path):
+    images = ImageSet.from_folder(few_folder(digits, tmp_path, 4), verify=False)
+    found = compare({"zero-shot": handful.ZeroShot(mini), "guess": Guess(mini)}, images, repeats=1)
+    assert found.advice.startswith("Adaptation does not help here: zero-shot has ")
+    assert found.best == "zero-shot"
+    assert found.folds == 4
+    again = compare({"zero-shot": handful.ZeroShot(mini)}, images, repeats=1)
+    assert "nothing is better" in again.advice
+    with pytest.raises(handful.ParameterError, match="zero-shot among them"):
+        compare({"guess": Guess(mini)}, images)
+    lone = images.of_classes([0, 1])[[0, 1, 2, 4]]
+    with pytest.raises(handful.DataError, match=r"fewer than two images, \['five'|'one'|\['eight'"):
+        compare({"zero-shot": handful.ZeroShot(mini)}, ImageSet(lone.items, [0, 0, 0, 1], lone.class_names))

@@ -16,7 +16,7 @@ FLOORS = (
     ("estimator",),
     ("methods",),
     ("analysis", "meta_training", "protocols"),
-    ("bench",),
+    ("bench", "compare"),
     ("report",),
     ("cli",),
     ("__main__",),

@@ -26,7 +26,7 @@ from handful.data import Dataset, open_dataset
 from handful.errors import DataError, ParameterError, check_integer, unexpected
 from handful.estimator import FewShotClassifier
 from handful.files import write_atomically
-from handful.methods import find_method
+from handful.methods import METHODS, find_method
 from handful.metrics import SEEDS, calibration_error, per_class_accuracy
 from handful.progress import bar
 from handful.protocols import (
@@ -333,4 +333,10 @@ def read_results(folder: Path) -> list[Line]:
     if not cells:
         raise DataError(f"{folder} holds no results. Make some: handful bench ... --out {folder}")
     lines = [json.loads(line) for cell in cells for line in cell.read_text().splitlines()]
-    return sorted(lines, key=lambda line: (line["protocol"], line["data"], line["shots"], line["seed"]))
+    known = {name: place for place, name in enumerate(METHODS)}
+
+    def key(line: Line) -> tuple[Any, ...]:
+        place = known.get(read_spec(line["method"])[0], len(known))
+        return line["protocol"], line["data"], place, line["method"], line["shots"], line["seed"]
+
+    return sorted(lines, key=key)

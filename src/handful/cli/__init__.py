@@ -1,4 +1,5 @@
-"""The command line: `handful demo | fit | meta-train | predict | evaluate | explain | analyze | info`.
+"""The command line: `handful demo | fit | meta-train | predict | evaluate | explain | bench | report |
+compare | analyze | info`.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 it failed, 2 the call was
 wrong, 130 interrupted. Nothing heavy is imported before a command runs.
@@ -346,6 +347,57 @@ def bench(
     typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
     if errors:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that `handful bench` wrote.")],
+) -> None:
+    """Write what a bench found as Markdown and as one HTML page."""
+    from handful.report.page import write_report
+
+    for path in write_report(folder):
+        typer.echo(str(path))
+
+
+@app.command()
+def compare(
+    folder: Data,
+    methods: Annotated[
+        list[str] | None, typer.Option(help="A method; repeatable. Default: all that take seconds.")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="As for fit.")] = "mini",
+    weights: Annotated[Path | None, typer.Option(help="The weights, for a config.json.")] = None,
+    folds: Annotated[int, typer.Option(min=2, help="At most; as many as the smallest class has images.")] = 4,
+    repeats: Annotated[int, typer.Option(min=1, help="How often, with other folds.")] = 3,
+    fit_best: Annotated[
+        bool, typer.Option("--fit-best", help="Fit the best on all images, and save it.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where to save it.")] = Path("handful-model"),
+    on_error: OnError = "raise",
+    as_json: AsJson = False,
+) -> None:
+    """Say which method to take for these images, and whether it beats zero-shot; no test set needed."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from handful import load_backbone
+    from handful.compare import compare as compare_methods
+    from handful.compare import sensible
+    from handful.report import comparison_table
+
+    images = _read(folder, on_error)
+    ways = sensible(load_backbone(backbone, weights=weights), methods)
+    found = compare_methods(ways, images, count=folds, repeats=repeats, progress=_say)
+    if fit_best:
+        ways[found.best].fit(images).save(out)
+        _say(f"{found.best}, fitted on all {len(images)} images: {out}")
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    Console(width=None if sys.stdout.isatty() else 110).print(comparison_table(found))
+    typer.echo(found.advice)
 
 
 analyze = typer.Typer(help="Look into a backbone.", no_args_is_help=True)

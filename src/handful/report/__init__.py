@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from handful.compare import Comparison
 from handful.metrics import Cell, mean_spread
 
 Series = dict[str, dict[int, tuple[float, float]]]
@@ -39,6 +40,23 @@ def accuracy_table(cells: Sequence[Cell], title: str) -> Table:
         ways = ", ".join(dict.fromkeys(cell.selection for cell in mine))
         values = [f"{points[s][0]:.1f} ± {points[s][1]:.1f}" if s in points else "-" for s in columns]
         table.add_row(method, ways, *values, f"{max(cell.seconds for cell in mine):.1f}")
+    return table
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Methods inside the images at hand, the best first."""
+    table = Table(
+        title=f"{found.images} images, {found.classes} classes: {found.repeats} times {found.folds} folds",
+        caption="accuracy in % on images left out, ± half of a 95 % interval over images",
+    )
+    table.add_column("method", no_wrap=True)
+    table.add_column("selection")
+    for name in ("accuracy", "over zero-shot", "seconds to fit"):
+        table.add_column(name, justify="right")
+    for one in found.ranks:
+        gain = f"{100 * one.gain:+.1f} ± {100 * one.gain_error:.1f}" if one.method != "zero-shot" else ""
+        accuracy = f"{100 * one.accuracy:.1f} ± {100 * one.error:.1f}"
+        table.add_row(one.method, one.selection, accuracy, gain, f"{one.seconds:.1f}")
     return table
 
 
