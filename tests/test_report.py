@@ -33,8 +33,8 @@ def line(method: str, seed: int, predicted: list[int], test: str = "test", **fac
     return {
         "protocol": "few-shot", "data": "pets", "method": method, "shots": 4, "seed": seed, "test": test,
         "selection": "fixed", "backbone": {"name": "RN50/openai", "fingerprint": "f"},
-        "splits": {}, "seconds": 1.0, "accuracy": float(right.mean()), "calibration_error": 0.1, "predicted": predicted,
-        "per_class": [float(right[:2].mean()), float(right[2:].mean())],
+        "splits": {}, "seconds": 1.0, "accuracy": float(right.mean()), "calibration_error": 0.1,
+        "predicted": predicted, "per_class": [float(right[:2].mean()), float(right[2:].mean())],
     } | facts  # fmt: skip
 
 
