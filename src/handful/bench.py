@@ -280,7 +280,8 @@ def run_bench(bench: Bench, jobs: int = 1, progress: bool | None = None) -> list
     bench
         What to run.
     jobs
-        Processes; each takes an equal share of the threads.
+        Processes; each takes an equal share of the threads. Sums then come in another order, which may turn
+        an image on the edge for a method that iterates.
     progress
         Whether to show a bar; None shows it on a terminal.
     """

@@ -107,7 +107,6 @@ class ModalAdapters(nn.Module):
 
     def after(self, side: str, tower: Tower, pairs: Pairs) -> dict[int, Callable[[Tensor, Tensor], Tensor]]:
         """What to do after each block of a tower: a function of its input and output tokens."""
-
         return {
             own[side]: partial(self._adapt, side, k, tower.blocks[own[side]].norm1)
             for k, own in pairs.items()
