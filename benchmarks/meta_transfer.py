@@ -14,10 +14,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 import handful
 from handful import FewShotClassifier, ImageSet, MetaAdapter, TipAdapter, ZeroShot
+from handful.data import halves
 from handful.metrics import mean_spread
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -25,15 +24,6 @@ parser.add_argument("caltech", type=Path)
 parser.add_argument("grocery", type=Path)
 parser.add_argument("--shots", nargs="+", type=int, default=[1, 4, 16])
 parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-
-
-def half(images: ImageSet, new: bool) -> ImageSet:
-    """Leave the first half of the classes, or the second, in label order (methods.md §9.4)."""
-    count = (len(images.class_names) + 1) // 2
-    rows = np.flatnonzero((images.labels >= count) == new)
-    names = images.class_names[count:] if new else images.class_names[:count]
-    chosen = images[rows]
-    return ImageSet(chosen.items, chosen.labels - (count if new else 0), names)
 
 
 def main() -> None:
@@ -45,10 +35,10 @@ def main() -> None:
     )
     grocery = [ImageSet.from_folder(args.grocery / part, verify=False) for part in ("train", "test")]
     tasks = {
-        "Caltech101, new classes": (half(split["train"], True), half(split["test"], True)),
+        "Caltech101, new classes": (halves(split["train"])[1], halves(split["test"])[1]),
         "Grocery": (grocery[0], grocery[1]),
     }
-    base = half(split["train"], False)
+    base = halves(split["train"])[0]
     for task, (train, test) in tasks.items():
         print(f"| {task} ({len(test.class_names)} classes, {len(test)} test images) | selection | "
               + " | ".join(f"{shots} shots" for shots in args.shots) + " |")  # fmt: skip

@@ -58,6 +58,24 @@ def held_out(digits: Path) -> handful.ImageSet:
     return images[np.arange(0, len(images), 4)]
 
 
+def link_some(source: Path, target: Path, count: int) -> Path:
+    """Link the first images of each class folder into another folder."""
+    for folder in source.iterdir():
+        for file in sorted(folder.iterdir())[:count]:
+            place = target / folder.name / file.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(file)
+    return target
+
+
+@pytest.fixture
+def few_digits(digits: Path, tmp_path: Path) -> Path:
+    """Digits with fewer images, train and test."""
+    for part, count in (("train", 10), ("test", 6)):
+        link_some(digits / part, tmp_path / "few" / part, count)
+    return tmp_path / "few"
+
+
 def write_model(folder: Path, config: dict, seed: int = 0) -> tuple[Path, Path]:
     """Write a random model in open_clip's config form, with its weights."""
     settings = dict(config)

@@ -84,7 +84,7 @@ def test_an_interrupted_run_goes_on_from_its_last_shard(
     monkeypatch.setattr(module, "BATCH", 2)
     monkeypatch.setattr(module, "SHARD", 2)
     paths, calls = images(two_classes), 0
-    decode_all = module._decode_all
+    decode_all = module.decode_all
 
     def stop_at_third(batch):
         nonlocal calls
@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on_from_its_last_shard(
             raise KeyboardInterrupt
         return decode_all(batch)
 
-    monkeypatch.setattr(module, "_decode_all", stop_at_third)
+    monkeypatch.setattr(module, "decode_all", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         handful.encode(tiny, paths)
     handful.encode(tiny, paths)

@@ -20,7 +20,7 @@ from handful.errors import DataError, check_integer, unexpected
 from handful.estimator import FewShotClassifier
 from handful.methods import METHODS, find_method
 from handful.protocols import answer
-from handful.selection import folds, smallest_class
+from handful.selection import folds
 
 ZERO_SHOT = "zero-shot"
 SLOW = ("coop", "cocoop", "mma", "fine-tuning")
@@ -108,9 +108,9 @@ def compare(
     """
     if ZERO_SHOT not in methods:
         raise unexpected("methods", list(methods), "zero-shot among them, to compare with")
-    least = smallest_class(np.asarray(images.labels))
     counts = np.bincount(images.labels, minlength=len(images.class_names))
-    if counts.min(initial=2) < 2:
+    least = int(counts.min(initial=len(images)))
+    if least < 2:
         few = [images.class_names[row] for row in np.flatnonzero(counts < 2)][:5]
         raise DataError(
             f"Got classes with fewer than two images, {few}: one has to be left out to be told. Add images, "

@@ -53,15 +53,14 @@ def _read(data: Path, on_error: str) -> ImageSet:
 
 def _parameters(pairs: list[str]) -> dict[str, Any]:
     """Read `name=value`, the value as JSON where it is, as a word where it isn't."""
+    from handful.methods import read_value
+
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise typer.BadParameter(f"got {pair!r}, expected name=value, as in alpha=2.0")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
+        found[name] = read_value(value)
     return found
 
 

@@ -4,7 +4,7 @@ from handful.data.datasets import Dataset, open_dataset
 from handful.data.images import decode, digest
 from handful.data.regions import Regions, read_coco
 from handful.data.sets import ImageSet, LeftOut, Report
-from handful.data.splits import draw, few_shot, read_split_zhou
+from handful.data.splits import draw, few_shot, halves, read_split_zhou
 
 __all__ = [
     "Dataset",
@@ -16,6 +16,7 @@ __all__ = [
     "digest",
     "draw",
     "few_shot",
+    "halves",
     "open_dataset",
     "read_coco",
     "read_split_zhou",

@@ -39,6 +39,14 @@ def check_files(items: Sequence[ImageLike]) -> list[str | None]:
     return list(in_threads(check, items))
 
 
+def require_readable(items: Sequence[ImageLike]) -> None:
+    """Raise one error if there are no images, or if some can't be read."""
+    if not items:
+        raise DataError("Got no images, expected at least one.")
+    failures = [f"{item}: {bad}" for item, bad in zip(items, check_files(items), strict=True) if bad]
+    refuse_unreadable(failures, len(items))
+
+
 def refuse_unreadable(failures: Sequence[str], count: int) -> None:
     """Raise one error that names the images of `count` that can't be read, if any."""
     if failures:

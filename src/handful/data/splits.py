@@ -88,6 +88,12 @@ def _sample(labels: Sequence[int] | NDArray[Any], count: int, generator: random.
     return np.array(chosen, dtype=int)
 
 
+def halves(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Cut a set into base and new classes: the first half of them in label order, and the rest (§9.4)."""
+    count = (len(images.class_names) + 1) // 2
+    return images.of_classes(range(count)), images.of_classes(range(count, len(images.class_names)))
+
+
 def few_shot(images: ImageSet, shots: int, seed: int = 1) -> ImageSet:
     """Draw a support set of `shots` images for each class (CoOp's draw for this seed)."""
     return images[draw(images.labels, shots, seed)[0]]

@@ -13,11 +13,11 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from handful.backbones import Backbone, load_backbone
-from handful.data.images import check_files, decode, in_threads, refuse_unreadable
+from handful.data.images import refuse_unreadable
 from handful.data.sets import ImageSet
 from handful.errors import DataError, FingerprintError, NotFitted, ParameterError, unexpected
 from handful.estimator.inputs import Validation, is_encoded, match_labels, match_names, read_class_weights
-from handful.features import BATCH, CROP_SCALE, Features, encode
+from handful.features import BATCH, CROP_SCALE, Features, decode_all, encode
 from handful.features.online import Online
 from handful.features.views import Entrance, Keep, Views
 from handful.heads import CosineHead, Head
@@ -166,13 +166,13 @@ class Encoding(BaseEstimator):  # type: ignore[misc]
         backbone, items = self.loaded_backbone(), as_items(images)
         if not items:
             raise DataError("Got no images, expected at least one.")
-        found = check_files(items)
-        refuse_unreadable(
-            [f"{item}: {bad}" for item, bad in zip(items, found, strict=True) if bad], len(items)
-        )
+        failures: list[str] = []
         for start in range(0, len(items), BATCH):
-            images = in_threads(decode, items[start : start + BATCH])
-            yield torch.stack([backbone.preprocess(image) for image in images])
+            good, bad = decode_all([("", item) for item in items[start : start + BATCH]])
+            failures += bad
+            if good:
+                yield torch.stack([backbone.preprocess(image) for _, image in good])
+        refuse_unreadable(failures, len(items))
 
     def encode_query(self, images: Any) -> Tensor:
         """Give features `[N, E]` of images to tell."""

@@ -150,7 +150,7 @@ def encode(
     with bar("Encoding images", len(missing), progress) as advance:
         fresh: dict[str, tuple[Tensor, Tensor | None]] = {}
         for batch in _batches(list(missing.items()), BATCH):
-            good, bad = _decode_all(batch)
+            good, bad = decode_all(batch)
             failures += bad
             if good:
                 fresh |= _encode_batch(backbone, good, views, seed, crop_scale)
@@ -190,9 +190,11 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
         yield items[start : start + size]
 
 
-def _decode_all(
+def decode_all(
     batch: list[tuple[str, ImageLike]],
 ) -> tuple[list[tuple[str, Image.Image]], list[str]]:
+    """Decode named images: those that can be, and what is wrong with the others."""
+
     def one(pair: tuple[str, ImageLike]) -> tuple[str, Image.Image | None, str]:
         try:
             return pair[0], decode(pair[1]), ""

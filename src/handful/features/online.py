@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.images import check_files, decode, digest, in_threads, refuse_unreadable
+from handful.data.images import decode, digest, in_threads, require_readable
 from handful.data.sets import Rows, choose_rows
-from handful.errors import DataError
 from handful.features.views import Entrance
 from handful.types import ImageLike
 
@@ -34,11 +33,7 @@ class Online:
     entrance: Entrance | None = None
 
     def __post_init__(self) -> None:
-        if not self.items:
-            raise DataError("Got no images, expected at least one.")
-        found = check_files(self.items)
-        failures = [f"{item}: {bad}" for item, bad in zip(self.items, found, strict=True) if bad]
-        refuse_unreadable(failures, len(self.items))
+        require_readable(self.items)
 
     @property
     def fingerprint(self) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.images import check_files, decode, digest, in_threads, refuse_unreadable
+from handful.data.images import decode, digest, in_threads, require_readable
 from handful.errors import DataError, check_integer, unexpected
 from handful.features import BATCH, view_seed
 from handful.files import cache_folder
@@ -65,14 +65,10 @@ class Views:
     ) -> None:
         if not isinstance(keep, str) or keep not in ("auto", "memory", "disk", "off"):
             raise unexpected("cache", keep, "'auto', 'memory', 'disk' or 'off'")
-        if not items:
-            raise DataError("Got no images, expected at least one.")
         self.backbone, self.items, self.entrance = backbone, items, entrance
         self.views, self.seed = check_integer("views", views, 0), check_integer("seed", seed)
         self.crop_scale = crop_scale
-        found = check_files(items)
-        failures = [f"{item}: {bad}" for item, bad in zip(items, found, strict=True) if bad]
-        refuse_unreadable(failures, len(items))
+        require_readable(items)
         self.names = list(in_threads(digest, items))
         first = self._read([(0, 0)])
         self.shape = (len(items), max(views, 1), *first.shape[1:])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from handful import checkpoint
 from handful.backbones import Backbone, load_backbone, reload_backbone
@@ -78,6 +80,14 @@ def find_method(name: str) -> type[FewShotClassifier]:
     if not (isinstance(found, type) and issubclass(found, FewShotClassifier)):
         raise unexpected("method", name, "a subclass of handful.FewShotClassifier")
     return found
+
+
+def read_value(text: str) -> Any:
+    """Read a parameter's value: JSON where it is, a word where it isn't."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def load(
