@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import link_some
 
 import handful
 from handful.bench import Bench, read_results, read_spec, run_bench
@@ -36,18 +37,6 @@ QUICK = ("zero-shot", "linear-probe", "tip-adapter:alpha=2")
 def settled(lines: list[dict]) -> list[dict]:
     """What doesn't depend on the machine's mood."""
     return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
-
-
-@pytest.fixture
-def few_digits(digits: Path, tmp_path: Path) -> Path:
-    """Digits with fewer test images."""
-    for part, count in (("train", 10), ("test", 6)):
-        for folder in (digits / part).iterdir():
-            for file in sorted(folder.iterdir())[:count]:
-                place = tmp_path / "few" / part / folder.name / file.name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.symlink_to(file)
-    return tmp_path / "few"
 
 
 def test_a_bench_goes_on_with_what_is_there(few_digits: Path, tmp_path: Path):
@@ -203,7 +192,12 @@ def test_domains_share_classes(data: Dataset, mini: handful.Backbone):
     strange = Dataset("strange", {"test": ImageSet(part.items, part.labels, ("a", "b", "c"))}, "default", "y")
     with pytest.raises(handful.DataError, match="shares 0 class names"):
         list(domain_shift(data, [strange]))
+    (draw,) = domain_shift(
+        Dataset("learned", {"train": data.part("train")}, "default", "z"), [other], (2,), (1,)
+    )
+    assert list(draw.tests) == ["other"]  # a set to learn on needs no test part
     (draw,) = cross_dataset(data, [strange], (2,), (1,))
+    assert list(draw.tests) == ["few", "strange"]
     assert answer(fit(handful.ZeroShot(mini), draw), draw.tests["strange"]).shape == (len(part), 3)
 
 
@@ -283,23 +277,15 @@ def test_harmonic_means_are_those_of_the_field():
 def test_compare_tells_what_is_best_and_what_is_noise(
     mini: handful.Backbone, digits: Path, tmp_path: Path, call
 ):
+    folder = link_some(digits / "train", tmp_path / "folder", 8)
     code, out, err = call(
-        "compare", few_folder(digits, tmp_path, 8), "--methods", "linear-probe", "--methods", "tip-adapter",
-        "--repeats", "2", "--fit-best", "--out", tmp_path / "best",
+        "compare", folder, "--methods", "linear-probe", "--methods", "tip-adapter", "--repeats", "2",
+        "--fit-best", "--out", tmp_path / "best",
     )  # fmt: skip
     assert code == 0, err
     assert "is best" in out
     assert "over zero-shot" in out
     assert handful.load(tmp_path / "best").method in ("linear-probe", "tip-adapter")
-
-
-def few_folder(digits: Path, tmp_path: Path, count: int) -> Path:
-    for folder in (digits / "train").iterdir():
-        for file in sorted(folder.iterdir())[:count]:
-            place = tmp_path / "folder" / folder.name / file.name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(file)
-    return tmp_path / "folder"
 
 
 class Guess(handful.FewShotClassifier):
@@ -315,7 +301,7 @@ class Guess(handful.FewShotClassifier):
 
 
 def test_compare_says_when_nothing_helps(mini: handful.Backbone, digits: Path, tmp_path: Path):
-    images = ImageSet.from_folder(few_folder(digits, tmp_path, 4), verify=False)
+    images = ImageSet.from_folder(link_some(digits / "train", tmp_path / "folder", 4), verify=False)
     found = compare({"zero-shot": handful.ZeroShot(mini), "guess": Guess(mini)}, images, repeats=1)
     assert found.advice.startswith("Adaptation does not help here: zero-shot has ")
     assert found.best == "zero-shot"

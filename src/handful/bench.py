@@ -7,6 +7,7 @@ work in one folder: what is finished is never computed again, and the table at t
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -14,7 +15,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from handful.data import Dataset, open_dataset
 from handful.errors import DataError, ParameterError, check_integer, unexpected
 from handful.estimator import FewShotClassifier
 from handful.files import write_atomically
-from handful.methods import METHODS, find_method
-from handful.metrics import SEEDS, calibration_error, per_class_accuracy
+from handful.heads import CosineHead
+from handful.methods import METHODS, find_method, read_value
+from handful.metrics import SEEDS, accuracy, calibration_error, per_class_accuracy
 from handful.progress import bar
 from handful.protocols import (
     PROTOCOLS,
@@ -41,9 +42,10 @@ from handful.protocols import (
     fit,
 )
 
-VERSIONS_OF = ("handful", "torch", "open_clip_torch", "scikit-learn")
 JOINED = ("cross-dataset", "domain-shift")
 """Protocols that learn on the first data set and test on all."""
+MOST_FEATURES = 1000
+"""Of a test set, kept for the picture of how images lie."""
 Line = dict[str, Any]
 """What is known of one method on one test set of one draw."""
 
@@ -151,10 +153,7 @@ def read_spec(spec: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise unexpected("methods", spec, "name, or name:parameter=value,...")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
+        found[key] = read_value(value)
     return name, found
 
 
@@ -206,17 +205,15 @@ class Job:
     def run(self) -> list[Line]:
         """Fit and score; an error becomes a line of its own."""
         every = {"cell": self.id, **self.facts}
-        versions = {name: version(name) for name in VERSIONS_OF}
         try:
             start = time.perf_counter()
             clf = fit(self.method, self.draw)
             seconds = time.perf_counter() - start
         except Exception as error:
             return [{**every, "test": "", "error": f"{type(error).__name__}: {error}"}]
-        every |= {
-            "selection": clf.selection_, "selected": clf.info()["selected"], "notes": clf.notes_,
-            "seconds": round(seconds, 4), "versions": versions, "machine": platform.platform(),
-        }  # fmt: skip
+        known = clf.info()
+        every |= {name: known[name] for name in ("selection", "selected", "notes", "versions")}
+        every |= {"seconds": round(seconds, 4), "machine": platform.platform()}
         return [self._score(clf, test, every) for test in self.draw.tests]
 
     def _score(self, clf: FewShotClassifier, test: str, every: Line) -> Line:
@@ -231,13 +228,32 @@ class Job:
         right = per_class_accuracy(rows, images.labels, len(images.class_names))
         probabilities = torch.from_numpy(logits).softmax(1).numpy()
         return line | {
-            "accuracy": float(np.mean(rows == images.labels)),
+            "accuracy": accuracy(rows, images.labels),
             "calibration_error": round(calibration_error(probabilities, images.labels), 6),
             "per_class": [None if np.isnan(value) else round(float(value), 6) for value in right],
             "predicted": rows.tolist(),
             "predict_seconds": round(time.perf_counter() - start, 4),
             "peak_memory_mb": peak_memory(),
+            **({"features": self._keep_features(clf, test)} if self._pictured(clf) else {}),
         }
+
+    def _pictured(self, clf: FewShotClassifier) -> bool:
+        """Whether a report can show how images lie: zero-shot's, and those of methods that move them."""
+        bench, head = self.bench, clf.fitted_head()
+        moved = isinstance(head, CosineHead) and head.moves_images
+        last = (self.draw.shots, self.draw.seed) == (max(bench.shots), bench.seeds[0])
+        return last and (moved or clf.method == "zero-shot")
+
+    def _keep_features(self, clf: FewShotClassifier, test: str) -> str:
+        """Write image features of a test set, MOST_FEATURES at most, and give the file's name."""
+        images = self.draw.tests[test]
+        rows = np.linspace(0, len(images) - 1, min(len(images), MOST_FEATURES)).astype(int)
+        data = io.BytesIO()
+        np.savez_compressed(data, rows=rows, features=clf.transform(images[rows]).astype(np.float16))
+        name = f"features/{id_of(self.facts, test)}-{self.id}.npz"
+        (self.bench.out / "features").mkdir(parents=True, exist_ok=True)
+        write_atomically(self.bench.out / name, data.getvalue())
+        return name
 
     def keep(self, lines: list[Line]) -> None:
         """Write the lines, and what their test sets are, so that nothing is ever half there."""

@@ -84,9 +84,18 @@ class CosineHead:
         """E."""
         return self.class_weights.shape[1]
 
+    def adapt(self, features: Tensor) -> Tensor:
+        """Give unit image features `[N, E]`, as class weights are compared with them."""
+        return F.normalize(features, dim=-1)
+
+    @property
+    def moves_images(self) -> bool:
+        """Whether a method gave images other features than the backbone's."""
+        return type(self).adapt is not CosineHead.adapt
+
     def logits(self, features: Tensor) -> Tensor:
         """Cosine to each class weight, times the scale."""
-        return self.scale * F.normalize(features, dim=-1) @ self.class_weights.T
+        return self.scale * self.adapt(features) @ self.class_weights.T
 
     def tensors(self) -> dict[str, Tensor]:
         """`class_weights [C, E]`; rows of unit norm, but for the linear probe's."""

@@ -54,9 +54,10 @@ def open_dataset(name: str | Path, root: str | Path | None = None) -> Dataset:
     Parameters
     ----------
     name
-        A name in the catalogue, with `root`; or a path: a folder with `train` and `test` (and `val`),
-        each of class folders, or a CSV or JSONL with `path`, `label` and `split`. A folder that is laid
-        out as a set of the catalogue is read as that.
+        A name in the catalogue, with `root`; or a path: a folder with `train`, `val` and `test`, each of
+        class folders, or a CSV or JSONL with `path`, `label` and `split`. A set to learn on needs no `test`
+        where others are tested, and those need no `train`. A folder that is laid out as a set of the
+        catalogue is read as that.
     root
         Where the catalogue's sets lie, each in its folder.
 
@@ -80,11 +81,11 @@ def open_dataset(name: str | Path, root: str | Path | None = None) -> Dataset:
         if entry.split and (path / entry.split).is_file():
             return _open_known(entry, path)
     parts = {part: path / part for part in PARTS if (path / part).is_dir()}
-    if not {"train", "test"} <= set(parts):
+    if not {"train", "test"} & set(parts):
         found = sorted(child.name for child in path.iterdir())[:SHOWN]
         raise DataError(
-            f"Got data={str(path)!r}, expected a folder with `train` and `test`, each of class folders. It "
-            f"holds {found}."
+            f"Got data={str(path)!r}, expected a folder with `train`, `test` or both, each of class folders. "
+            f"It holds {found}."
         )
     sets = {part: ImageSet.from_folder(folder, verify=False) for part, folder in parts.items()}
     return _whole(path.absolute().name, sets, "default", path)
@@ -115,9 +116,9 @@ def _open_table(path: Path) -> Dataset:
         mine = [(item, label) for item, label, split in rows if split == part]
         if mine:
             sets[part] = ImageSet.from_lists([item for item, _ in mine], [label for _, label in mine])
-    if not {"train", "test"} <= set(sets):
+    if not {"train", "test"} & set(sets):
         found = sorted({split for _, _, split in rows})[:SHOWN]
-        raise DataError(f"{path}: expected rows whose split is train and test, found {found}.")
+        raise DataError(f"{path}: expected rows whose split is train or test, found {found}.")
     return _whole(path.stem, sets, "default", path.parent)
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin, clone
 from torch import Tensor
@@ -26,7 +27,7 @@ from handful.estimator.encoding import Encoding
 from handful.estimator.inputs import Task, Validation, is_encoded, match_names, read_labels
 from handful.estimator.keeping import describe, for_classes, restore, training_key
 from handful.features import Features
-from handful.heads import Head, Shapes
+from handful.heads import CosineHead, Head, Shapes
 from handful.metrics import accuracy
 from handful.types import ImageLike, Labels
 
@@ -282,6 +283,12 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
         head = self.fitted_head()
         parts = [head.logits(part) for part in self.query(images)]
         return torch.cat(parts).numpy()
+
+    def transform(self, images: Any) -> NDArray[np.float32]:
+        """Give unit image features `[N, E]`: adapted, where the method adapts images, else the backbone's."""
+        head = self.fitted_head()
+        adapt = head.adapt if isinstance(head, CosineHead) else F.normalize  # its rows: dim 1 by default
+        return torch.cat([adapt(part) for part in self.query(images)]).numpy()
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
         """Give class probabilities `[N, C]`: the softmax of the logits."""

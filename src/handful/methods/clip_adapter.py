@@ -128,10 +128,9 @@ class AdapterHead(TextHead):
     kind: ClassVar[str] = "adapter"
 
     @torch.no_grad()
-    def logits(self, features: Tensor) -> Tensor:
-        """Cosine of the adapted image to each class weight, times the scale."""
-        image = {name: side for name, side in adapters(self.learned).items() if name == "image"}
-        return Adapted(image, self.class_weights, self.scale)(features)
+    def adapt(self, features: Tensor) -> Tensor:
+        """Send features through the image side's adapter, where there is one."""
+        return adapters(self.learned).get("image", super().adapt)(features)
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:

@@ -72,13 +72,13 @@ class TunedHead(TextHead):
         return "pixels"
 
     @torch.no_grad()
-    def logits(self, features: Tensor) -> Tensor:
-        """Give logits `[N, C]` for pixels `[N, 3, H, W]`."""
+    def adapt(self, features: Tensor) -> Tensor:
+        """Give unit features of pixels `[N, 3, H, W]`."""
         if self.backbone is None:
             raise ParameterError("A fine-tuned encoder runs on its backbone: load it with that.")
         device = self.backbone.device
         weights = {name: value.to(device) for name, value in self.learned.items()}
-        return super().logits(encode_with(self.backbone, weights, features.to(device)).cpu())
+        return super().adapt(encode_with(self.backbone, weights, features.to(device)).cpu())
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:

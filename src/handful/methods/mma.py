@@ -227,11 +227,10 @@ class MmaHead(TextHead):
         return "pixels" if any(name.startswith("down.image.") for name in self.learned) else "features"
 
     @torch.no_grad()
-    def logits(self, features: Tensor) -> Tensor:
-        """Give logits `[N, C]` for pixels `[N, 3, H, W]`, or for features where these are enough."""
-        if self.needs == "features":
-            return super().logits(features)
-        return super().logits(self.image(self.image.enter(features)).cpu())
+    def adapt(self, features: Tensor) -> Tensor:
+        """Give unit features of pixels `[N, 3, H, W]`, or of features where these are enough."""
+        read = features if self.needs == "features" else self.image(self.image.enter(features)).cpu()
+        return super().adapt(read)
 
     def settings(self) -> dict[str, Any]:
         """`scale`, the inverse temperature, and `alpha`."""

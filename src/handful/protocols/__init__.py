@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from handful.backbones import Backbone
-from handful.data import Dataset, ImageSet, few_shot
+from handful.data import Dataset, ImageSet, few_shot, halves
 from handful.errors import DataError
 from handful.estimator import FewShotClassifier
 from handful.methods import ZeroShot
@@ -80,9 +80,19 @@ def few_shot_draws(
     val: ImageSet | None = None,
 ) -> Iterator[Draw]:
     """Learn on CoOp's draws of `train`, test on the whole of `test` (methods.md §9.2)."""
+    return _draws(train, {"test": test}, shots, seeds, val)
+
+
+def _draws(
+    train: ImageSet,
+    tests: dict[str, ImageSet],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    val: ImageSet | None = None,
+) -> Iterator[Draw]:
     for count in shots:
         for seed in seeds:
-            yield Draw(count, seed, few_shot(train, count, seed), {"test": test}, validation=val)
+            yield Draw(count, seed, few_shot(train, count, seed), tests, validation=val)
 
 
 def base_to_new(
@@ -97,20 +107,24 @@ def base_to_new(
             f"Got test classes {list(test.class_names[:4])}, expected those of train, in its order, at least "
             f"2: {list(train.class_names[:4])}."
         )
-    half = (len(train.class_names) + 1) // 2
-    base, new = range(half), range(half, len(train.class_names))
-    tests = {"base": test.of_classes(base), "new": test.of_classes(new)}
+    tests = dict(zip(("base", "new"), halves(test), strict=True))
     for draw in few_shot_draws(train, test, shots, seeds):
-        yield Draw(draw.shots, draw.seed, draw.support.of_classes(base), tests)
+        yield replace(draw, support=halves(draw.support)[0], tests=tests)
 
 
 def cross_dataset(
     source: Dataset, targets: Sequence[Dataset], shots: Sequence[int] = (16,), seeds: Sequence[int] = SEEDS
 ) -> Iterator[Draw]:
-    """Learn on all classes of one data set, test on others, each among its own names (§9.5)."""
-    tests = {data.name: data.part("test") for data in (source, *targets)}
-    for draw in few_shot_draws(source.part("train"), source.part("test"), shots, seeds):
-        yield replace(draw, tests=tests)
+    """Learn on all classes of one data set, test on others, each among its own names (§9.5).
+
+    The source is tested too, where it has a test part.
+    """
+    tests = _own_test(source) | {data.name: data.part("test") for data in targets}
+    return _draws(source.part("train"), tests, shots, seeds)
+
+
+def _own_test(source: Dataset) -> dict[str, ImageSet]:
+    return {source.name: source.parts["test"]} if "test" in source.parts else {}
 
 
 def domain_shift(
@@ -123,7 +137,7 @@ def domain_shift(
     DataError
         A target shares fewer than two class names with the source.
     """
-    known, tests = set(source.part("train").class_names), {source.name: source.part("test")}
+    known, tests = set(source.part("train").class_names), _own_test(source)
     for target in targets:
         images = target.part("test")
         shared = [row for row, name in enumerate(images.class_names) if name in known]
@@ -133,8 +147,7 @@ def domain_shift(
                 "domains have the same classes. For other classes there is cross-dataset."
             )
         tests[target.name] = images.of_classes(shared)
-    for draw in few_shot_draws(source.part("train"), source.part("test"), shots, seeds):
-        yield replace(draw, tests=tests)
+    return _draws(source.part("train"), tests, shots, seeds)
 
 
 def cross_category(

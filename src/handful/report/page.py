@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import json
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from handful.analysis.manifold import Manifold, manifold
 from handful.bench import id_of, read_results
 from handful.data import decode
 from handful.errors import DataError
@@ -20,9 +20,11 @@ from handful.report.tables import (
     Group,
     Sheet,
     accuracy_sheet,
+    averages,
     class_sheet,
     confusions,
     group,
+    manifold_sheet,
     paired_sheet,
 )
 
@@ -48,14 +50,21 @@ def write_report(folder: Path) -> list[Path]:
     """
     markdown = ["# What the bench found", ""]
     page = [f"<h1>What the bench found</h1><p class='note'>{html.escape(str(folder.name))}</p>"]
-    for found in group(read_results(folder)):
+    groups = group(read_results(folder))
+    for found in [*averages(groups), *groups]:
         page.append(f"<h2>{html.escape(found.title)}</h2>")
         markdown.append(f"## {found.title}\n")
         for sheet in sheets(found, folder):
             markdown.append(sheet.markdown())
             page.append(as_html(sheet))
         page += [f"<p><img src='{picture}' alt=''></p>" for picture in draw(found)]
-        page += [as_figures(found, folder, test) for test in found.tests]
+        for test in found.tests:
+            page.append(as_figures(found, folder, test))
+            lying = manifolds(found, folder, test)
+            if len(lying) > 1:
+                sheet = manifold_sheet(found, test, lying)
+                markdown.append(sheet.markdown())
+                page += [as_html(sheet), f"<p><img src='{pictures.manifolds(lying)}' alt=''></p>"]
     document = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>handful: report</title>"
         f"<style>{STYLE}</style></head><body>{''.join(page)}</body></html>"
@@ -84,6 +93,8 @@ def sheets(found: Group, folder: Path) -> list[Sheet]:
 def read_test(found: Group, folder: Path, test: str) -> tuple[NDArray[np.int64], list[str], list[str]] | None:
     """Give labels, class names and items of a test set; None where a run left none."""
     line = next(line for line in found.lines if line["test"] == test)
+    if "splits" not in line:  # a mean over data sets
+        return None
     try:
         facts = json.loads((folder / "tests" / f"{id_of(line, test)}.json").read_text())
     except (OSError, ValueError):
@@ -99,6 +110,17 @@ def draw(found: Group) -> list[str]:
     if len(found.tests) > 1:
         drawn.append(pictures.bars(found))
     return [*drawn, pictures.price(found, found.tests[0])] if found.tests else drawn
+
+
+def manifolds(found: Group, folder: Path, test: str) -> dict[str, Manifold]:
+    """Lay out the features that the bench kept, by method: zero-shot's, and those it moved."""
+    facts, lying = read_test(found, folder, test), {}
+    for line in found.lines:
+        kept = folder / line.get("features", "")
+        if facts is not None and line["test"] == test and kept.is_file():
+            with np.load(kept) as read:
+                lying[line["method"]] = manifold(read["features"].astype(np.float32), facts[0][read["rows"]])
+    return lying
 
 
 def as_html(sheet: Sheet) -> str:
@@ -144,4 +166,4 @@ def thumbnail(item: str) -> str:
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()
     image.save(data, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    return pictures.as_text(data.getvalue())

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from handful.metrics import harmonic_mean
-from handful.report.tables import Group
+from handful.analysis.manifold import Manifold
+from handful.report.tables import SUMMARIES, Group
 
 
 def _png(figure: Figure) -> str:
     """Give a picture as text for a page that stands alone."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    return as_text(data.getvalue())
+
+
+def as_text(png: bytes) -> str:
+    """Write a PNG as what an `img` takes for its source."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def curves(found: Group, test: str) -> str:
@@ -44,11 +50,10 @@ def curves(found: Group, test: str) -> str:
 
 
 def bars(found: Group) -> str:
-    """Accuracy on every test set, a group of bars for each method; with the harmonic mean of base and new."""
+    """Accuracy on every test set, a group of bars for each method; with the protocol's one number."""
     shots, tests = found.shots[-1], found.tests
     methods = [m for m in found.methods if any(found.mean(m, test, shots) for test in tests)]
-    both = found.protocol == "base-to-new"
-    names = [*tests, *(["harmonic mean"] if both else [])]
+    names = [*tests, *([SUMMARIES[found.protocol]] if found.protocol in SUMMARIES else [])]
     figure = Figure(figsize=(max(7, 0.9 * len(methods)), 4.5), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(names)
@@ -57,8 +62,7 @@ def bars(found: Group) -> str:
             if name in tests:
                 value = found.mean(method, name, shots)
             else:
-                base, new = found.mean(method, "base", shots), found.mean(method, "new", shots)
-                value = (harmonic_mean(base[0], new[0]), 0.0) if base and new else None
+                value = None if (one := found.summary(method, shots)) is None else (one, 0.0)
             if value:
                 label = name if place == 0 else None
                 where = place + (number - (len(names) - 1) / 2) * width
@@ -69,6 +73,19 @@ def bars(found: Group) -> str:
     axes.set(ylabel="test accuracy (%)", title=f"{found.title}, {shots} shots")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize="small")
+    return _png(figure)
+
+
+def manifolds(lying: Mapping[str, Manifold]) -> str:
+    """Images in a plane, a panel for each method, one colour a class."""
+    figure = Figure(figsize=(4.2 * len(lying), 4.4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(lying)))
+    for axes, (method, one) in zip(panels, lying.items(), strict=True):
+        for number, label in enumerate(np.unique(one.labels)):
+            of = one.places[one.labels == label]
+            axes.scatter(of[:, 0], of[:, 1], s=9, color=f"C{number}", linewidths=0)
+        axes.set(title=f"{method}\nsilhouette {one.silhouette:+.2f}, neighbours {100 * one.neighbours:.0f} %")
+        axes.set(xticks=[], yticks=[])
     return _png(figure)
 
 

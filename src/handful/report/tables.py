@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from handful.bench import Line
+from handful.analysis.manifold import Manifold
+from handful.bench import JOINED, Line
 from handful.metrics import harmonic_mean, mean_spread
 
+T = TypeVar("T")
 REFERENCES = ("zero-shot", "linear-probe")
 SAMPLES = 1000
 """Resamples of the bootstrap."""
 MOST = 5
+SUMMARIES = {"base-to-new": "harmonic mean", **dict.fromkeys(JOINED, "mean of targets")}
+"""The one number of a protocol."""
+ELEVEN = "average of 11 data sets"
+"""Of which articles print a mean."""
 ORACLE = "oracle: hyper-parameters chosen on the test set, so an upper bound that nobody will see again"
 
 
@@ -66,6 +72,11 @@ class Group:
         found = [100 * line["accuracy"] for line in self.select(method, test, shots)]
         return mean_spread(found) if found else None
 
+    def summary(self, method: str, shots: int) -> float | None:
+        """Give the one number of the protocol, of the means over draws, in %; None where there is none."""
+        means = {test: self.mean(method, test, shots) for test in self.tests}
+        return summary(self.protocol, self.data, {test: m[0] for test, m in means.items() if m})
+
     def best(self, test: str) -> str | None:
         """The method with the highest mean at the most shots, but for zero-shot and the oracles."""
         ranked = [
@@ -103,7 +114,8 @@ def group(lines: Sequence[Line]) -> list[Group]:
     def key(line: Line) -> tuple[str, str, str]:
         return line["protocol"], line["data"], line["backbone"]["name"]
 
-    return [Group(*of, list(mine)) for of, mine in groupby(sorted(lines, key=key), key)]
+    found = _by(sorted(lines, key=key), key)
+    return [Group(protocol, data, backbone, mine) for (protocol, data, backbone), mine in found]
 
 
 def is_oracle(lines: Sequence[Line], method: str) -> bool:
@@ -119,30 +131,29 @@ def accuracy_sheet(found: Group) -> Sheet:
         " ".join([test] * several + [f"{shots} shot{'s' if shots > 1 else ''}"] * (many or not several))
         for test, shots in cells
     ]
-    both = found.protocol == "base-to-new"
-    header = [
-        "method",
-        "selection",
-        *names,
-        *(["harmonic mean"] if both else []),
-        "calibration error",
-        "seconds",
-    ]
+    known = published(found, cells)
+    sums = [SUMMARIES[found.protocol]] if found.protocol in SUMMARIES else []
+    header = ["method", "selection", *names, *sums, "calibration error", "seconds"]
     rows = []
     for method in found.methods:
         mine = [line for line in found.lines if line["method"] == method and "seconds" in line]
         ways = ", ".join(dict.fromkeys(line["selection"] for line in mine))
         values = [found.mean(method, *cell) for cell in cells]
         row = [method, f"**{ways}**" if is_oracle(found.lines, method) else ways, *map(_shown, values)]
-        if both:
-            pairs = [[found.mean(method, test, shots) for test in ("base", "new")] for shots in found.shots]
-            row.append(", ".join(f"{harmonic_mean(b[0], n[0]):.1f}" for b, n in pairs if b and n) or "-")
+        if sums:
+            numbers = [found.summary(method, shots) for shots in found.shots]
+            row.append(", ".join(f"{number:.1f}" for number in numbers if number is not None) or "-")
         errors = [line["calibration_error"] for line in mine if "calibration_error" in line]
         row.append(f"{np.mean(errors):.3f}" if errors else "-")
         row.append(f"{np.median([line['seconds'] for line in mine]):.1f}" if mine else "-")
         rows.append(row)
-    rows += [["published: " + name, source, *values] + ["-"] * (len(header) - 2 - len(values))
-             for name, source, values in published(found, cells)]  # fmt: skip
+    for name, source, figures in known:
+        row = [f"published: {name}", source, *("-" if f is None else f"{f:.1f}" for f in figures)]
+        if sums:
+            of = {test: f for (test, _), f in zip(cells, figures, strict=True) if f is not None}
+            number = summary(found.protocol, found.data, of) if len(found.shots) == 1 else None
+            row.append("-" if number is None else f"{number:.1f}")
+        rows.append([*row, "-", "-"])
     notes = ["Accuracy in %, mean ± population spread over draws; seconds to fit, in the median."]
     if any(is_oracle(found.lines, method) for method in found.methods):
         notes.append(f"**{ORACLE}.**")
@@ -157,25 +168,75 @@ def _shown(value: tuple[float, float] | None) -> str:
     return "-" if value is None else f"{value[0]:.1f} ± {value[1]:.1f}"
 
 
+def summary(protocol: str, source: str, values: Mapping[str, float]) -> float | None:
+    """Give the harmonic mean of base and new, or the mean of all test sets but the source's own.
+
+    Methods.md §9.4 to §9.6: of accuracies that are means over draws, not the mean of harmonic means.
+    None where the protocol has no such number, or a part of it is missing.
+    """
+    if protocol == "base-to-new":
+        both = [values.get("base"), values.get("new")]
+        return None if None in both else harmonic_mean(values["base"], values["new"])
+    targets = [value for test, value in values.items() if test != source]
+    return sum(targets) / len(targets) if protocol in JOINED and targets else None
+
+
+def averages(groups: Sequence[Group]) -> list[Group]:
+    """Give, for each protocol that ran on several data sets, their unweighted mean as a group of its own.
+
+    A cell is there where every data set has it. Protocols with targets have their mean already.
+    """
+    found = []
+    for (protocol, backbone), alike in _by(groups, lambda g: (g.protocol, g.backbone)):
+        if len(alike) < 2 or protocol in JOINED:
+            continue
+        lines = []
+        for key, mine in _by([line for one in alike for line in one.lines if "accuracy" in line], _cell):
+            if len({line["data"] for line in mine}) == len(alike):
+                mean = {name: float(np.mean([line[name] for line in mine])) for name in MEANS}
+                ways = ", ".join(dict.fromkeys(line["selection"] for line in mine))
+                lines.append({**dict(zip(CELL, key, strict=True)), **mean, "selection": ways})
+        if lines:
+            found.append(Group(protocol, f"average of {len(alike)} data sets", backbone, lines))
+    return found
+
+
+CELL = ("method", "test", "shots", "seed")
+MEANS = ("accuracy", "calibration_error", "seconds")
+
+
+def _cell(line: Line) -> tuple[Any, ...]:
+    return tuple(line[name] for name in CELL)
+
+
+def _by(items: Iterable[T], key: Callable[[T], tuple[Any, ...]]) -> list[tuple[tuple[Any, ...], list[T]]]:
+    """Sort items into lists by a key, in the order in which keys come."""
+    found: dict[tuple[Any, ...], list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return list(found.items())
+
+
 @cache
-def _published() -> list[dict[str, Any]]:
+def published_tables() -> list[dict[str, Any]]:
+    """Every published table, as `published.toml` has it."""
     table: dict[str, Any] = tomllib.loads(files("handful.data").joinpath("published.toml").read_text())
-    return list(table["figures"])
+    return list(table["tables"])
 
 
-def published(found: Group, cells: Sequence[tuple[str, int]]) -> list[tuple[str, str, list[str]]]:
+def published(found: Group, cells: Sequence[tuple[str, int]]) -> list[tuple[str, str, list[float | None]]]:
     """Give published figures of the same protocol, data set and backbone: method, source, a value a cell."""
+    data = "average" if found.data == ELEVEN else found.data
     rows = []
-    for figure in _published():
-        if (figure["protocol"], figure["data"]) != (found.protocol, found.data):
+    for table in published_tables():
+        if table["protocol"] != found.protocol or found.backbone not in table["backbones"]:
             continue
-        if found.backbone not in figure["backbones"]:
-            continue
-        known = figure["values"]
-        values = [known.get(f"{test} {shots}", known.get(test)) for test, shots in cells]
-        if any(value is not None for value in values):
-            shown = ["-" if value is None else f"{value:.1f}" for value in values]
-            rows.append((figure["method"], figure["source"], shown))
+        for method, figures in table["methods"].items():
+            known = dict(zip(table["cells"], figures.get(data, []), strict=False))
+            values = [known.get(f"{test} {shots}") for test, shots in cells]
+            values = [None if value is None or math.isnan(value) else value for value in values]
+            if any(value is not None for value in values):
+                rows.append((method, table["source"], values))
     return rows
 
 
@@ -251,6 +312,20 @@ def class_sheet(found: Group, test: str, names: Sequence[str]) -> Sheet | None:
         rows,
         [note],
     )
+
+
+def manifold_sheet(found: Group, test: str, lying: Mapping[str, Manifold]) -> Sheet:
+    """How images of a class lie together, before (zero-shot) and after."""
+    rows = [
+        [method, f"{one.silhouette:+.3f}", f"{100 * one.neighbours:.1f}"] for method, one in lying.items()
+    ]
+    note = (
+        "Features of test images of one draw, by cosine. Silhouette: 1 where classes lie apart, below 0 "
+        "where an image lies nearer to another class. Neighbour accuracy: % of images whose 5 nearest are most "
+        "often of their class."
+    )
+    title = f"How images lie: {found.title}, {test}"
+    return Sheet(title, ["method", "silhouette", "neighbour accuracy"], rows, [note])
 
 
 def confusions(found: Group, test: str, labels: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
