@@ -217,6 +217,11 @@ class CacheHead:
         return cls(text, keys, labels, *(number(settings, name) for name in ("scale", "alpha", "beta")))
 
 
+def image_features(head: Head, read: Tensor) -> Tensor:
+    """Give unit image features `[N, E]` of what a head reads: adapted, where its method adapts images."""
+    return head.adapt(read) if isinstance(head, CosineHead) else F.normalize(read, dim=-1)
+
+
 def support_shapes(classes: int) -> Shapes:
     """Shapes of a head that keeps its support set: class weights, keys, and their labels."""
     return {"class_weights": (classes, "E"), "keys": ("NK", "E"), "labels": ("NK",)}

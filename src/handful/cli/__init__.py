@@ -1,5 +1,5 @@
-"""The command line: `handful demo | fit | meta-train | predict | evaluate | explain | bench | report |
-compare | analyze | info`.
+"""The command line: `handful demo | fit | meta-train | predict | evaluate | explain | push | pull |
+bench | report | compare | analyze | info`.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 it failed, 2 the call was
 wrong, 130 interrupted. Nothing heavy is imported before a command runs.
@@ -116,6 +116,13 @@ def fit(
         list[str] | None,
         typer.Option("--param", "-p", help="A parameter of the method, name=value; repeatable."),
     ] = None,
+    calibrate: Annotated[
+        float | None,
+        typer.Option(
+            help="Calibrate probabilities inside the support set, and call images unknown at this "
+            "false-alarm rate, as 0.05."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where to save the classifier.")] = Path("handful-model"),
     on_error: OnError = "raise",
     as_json: AsJson = False,
@@ -146,6 +153,9 @@ def fit(
         _say(f"{stopped} {out} holds it.")
         raise typer.Exit(130) from None
     seconds = time.perf_counter() - start
+    if calibrate is not None:
+        given: dict[str, Any] = {} if seen is None else {"validation": seen}
+        clf.calibrate(support, false_alarm=calibrate, **given)
     clf.save(out)
     for note in clf.notes_:
         _say(f"note: {note}")
@@ -157,6 +167,7 @@ def fit(
         "selection": clf.selection_,
         "selected": clf.selected_,
         "seconds": round(seconds, 2),
+        **({"calibration": clf.calibration_.facts()} if clf.calibration_ else {}),
     }
     typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
 
@@ -190,12 +201,16 @@ def predict(
     model: Model,
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 1,
+    unknown: Annotated[
+        str, typer.Option(help="Call images unknown: auto, as calibrated, or below a probability, as 0.5.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Say what is on images."""
     from handful import load
     from handful.data import decode
     from handful.errors import DataError
+    from handful.methods import read_value
 
     clf = load(model)
     good: list[Path] = []
@@ -208,16 +223,19 @@ def predict(
         except DataError as error:
             bad.append(str(error))
     if good:
-        for path, row in zip(good, clf.predict_proba(good), strict=True):
+        found, strange = clf.tell(good, read_value(unknown) if unknown else None)
+        for path, row, new in zip(good, found, strange.tolist(), strict=True):
             order = row.argsort()[::-1][:top]
             answers = [{"class": str(clf.classes_[c]), "probability": round(float(row[c]), 6)} for c in order]
-            results.append({"image": str(path), "predictions": answers})
+            result: dict[str, Any] = {"image": str(path), "predictions": answers}
+            results.append(result | ({"unknown": new} if unknown else {}))
     if as_json:
         typer.echo(json.dumps({"results": results, "errors": bad}, ensure_ascii=False))
     else:
         for result in results:
             shown = ", ".join(f"{a['class']} {100 * a['probability']:.1f} %" for a in result["predictions"])
-            typer.echo(f"{result['image']}: {shown}")
+            word = "unknown, nearest " if result.get("unknown") else ""
+            typer.echo(f"{result['image']}: {word}{shown}")
     for error_text in bad:
         _say(f"error: {error_text}")
     if bad:
@@ -225,7 +243,15 @@ def predict(
 
 
 @app.command()
-def evaluate(model: Model, folder: Data, on_error: OnError = "raise", as_json: AsJson = False) -> None:
+def evaluate(
+    model: Model,
+    folder: Data,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the score into the classifier and its card.")
+    ] = False,
+    on_error: OnError = "raise",
+    as_json: AsJson = False,
+) -> None:
     """Measure a classifier on labelled images, beside zero-shot."""
     import numpy as np
 
@@ -253,6 +279,8 @@ def evaluate(model: Model, folder: Data, on_error: OnError = "raise", as_json: A
             if not np.isnan(value)
         },
     }
+    if record:
+        _record(model, folder, facts)
     if as_json:
         typer.echo(json.dumps(facts, ensure_ascii=False))
         return
@@ -262,6 +290,19 @@ def evaluate(model: Model, folder: Data, on_error: OnError = "raise", as_json: A
     )
     worst = sorted(facts["per_class"].items(), key=lambda item: item[1])[:5]
     typer.echo("worst classes: " + ", ".join(f"{name} {100 * value:.0f} %" for name, value in worst))
+
+
+def _record(model: Path, data: Path, facts: dict[str, Any]) -> None:
+    """Write a score into a saved classifier; the data by the last two parts of its path."""
+    import datetime
+
+    from handful.checkpoint import record_score
+
+    score = {name: facts[name] for name in ("images", "accuracy", "zero_shot")}
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    called = "/".join(data.absolute().parts[-2:])
+    own = record_score(model, {"data": called, **score, "date": today})
+    _say(f"recorded in {model}" + ("" if own else ", but not in README.md, which a person changed"))
 
 
 @app.command()
@@ -293,6 +334,30 @@ def explain(
             typer.echo(f"{name}:")
         for number, near in enumerate(own, 1):
             typer.echo(f"{number:4}  {', '.join(map(str, near))}")
+
+
+@app.command()
+def push(
+    model: Model,
+    repo: Annotated[str, typer.Argument(help="org/name on the Hugging Face hub, or a folder, as ./name.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you, or your org, may see it.")] = False,
+) -> None:
+    """Publish a saved classifier with its model card."""
+    from handful.hub import push as push_to
+
+    typer.echo(f"{model}: pushed to {push_to(model, repo, private=private)}")
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, typer.Argument(help="org/name on the Hugging Face hub, or a folder, as ./name.")],
+    out: Annotated[Path, typer.Option(help="A new folder, or a saved classifier to replace.")],
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
+) -> None:
+    """Fetch a classifier that was pushed."""
+    from handful.hub import pull as pull_from
+
+    typer.echo(f"{repo}: pulled to {pull_from(repo, out, revision=revision)}")
 
 
 @app.command()

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin, clone
 from torch import Tensor
@@ -23,11 +22,12 @@ from handful.backbones import Backbone
 from handful.data.sets import ImageSet
 from handful.errors import DataError, Interrupted, ParameterError
 from handful.estimator import changes, explaining
+from handful.estimator.confidence import MEANS, UNKNOWN, Calibration, calibrate, tell
 from handful.estimator.encoding import Encoding
 from handful.estimator.inputs import Task, Validation, is_encoded, match_names, read_labels
 from handful.estimator.keeping import describe, for_classes, restore, training_key
 from handful.features import Features
-from handful.heads import CosineHead, Head, Shapes
+from handful.heads import Head, Shapes, image_features
 from handful.metrics import accuracy
 from handful.types import ImageLike, Labels
 
@@ -35,7 +35,7 @@ SCALE = 100.0
 """CLIP's inverse temperature, for features that come without a backbone."""
 TAKEN = (
     "head_", "selection_", "selected_", "notes_", "losses_", "learned_on_", "templates_", "support_",
-    "shots_", "fingerprint_",
+    "shots_", "fingerprint_", "calibration_",
 )  # fmt: skip
 """What a fit finds out."""
 
@@ -57,6 +57,8 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
         How hyper-parameters were chosen; `selected_` holds those that were.
     losses_
         Training loss of each step, for a method that trains.
+    calibration_
+        What `calibrate` found; None before.
     """
 
     method: ClassVar[str] = ""
@@ -73,6 +75,7 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
     templates_: list[str]
     support_: list[str]
     shots_: list[int]
+    calibration_: Calibration | None = None
     fitted_with_: dict[str, Any]
     class_names_: tuple[str, ...]
     classes_: NDArray[Any]
@@ -186,6 +189,7 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
         """Set what a fit writes down, before it has written anything."""
         self.selection_, self.selected_, self.notes_, self.losses_ = self.selection, {}, [], []
         self.learned_on_, self.templates_, self.support_ = [], templates, []
+        self.calibration_ = None
         return self
 
     # -- online: no training ---------------------------------------------------------------------
@@ -224,6 +228,8 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
         fitted = type(self)(**self.fitted_with_)._begin(self.templates_)
         fitted.head_ = fitted.refit_head(self.fitted_head(), changes.task_of(self, kept))
         fitted.shots_, fitted.support_, fitted.fingerprint_ = kept.shots, kept.items, self.fingerprint_
+        if self.calibration_:
+            fitted.notes_.append("It was calibrated on another support set: call calibrate again.")
         return self._take(fitted, kept.names, np.array(kept.names))
 
     def explain(self, image: Any, top: int = 5) -> explaining.Explanation:
@@ -287,17 +293,88 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
     def transform(self, images: Any) -> NDArray[np.float32]:
         """Give unit image features `[N, E]`: adapted, where the method adapts images, else the backbone's."""
         head = self.fitted_head()
-        adapt = head.adapt if isinstance(head, CosineHead) else F.normalize  # its rows: dim 1 by default
-        return torch.cat([adapt(part) for part in self.query(images)]).numpy()
+        return torch.cat([image_features(head, part) for part in self.query(images)]).numpy()
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
-        """Give class probabilities `[N, C]`: the softmax of the logits."""
-        return torch.softmax(torch.from_numpy(self.decision_function(images)), 1).numpy()
+        """Give class probabilities `[N, C]`: the softmax of the logits over the temperature."""
+        return self.probabilities(torch.from_numpy(self.decision_function(images))).numpy()
 
-    def predict(self, images: Any) -> NDArray[Any]:
-        """Give the most likely class of each image, `[N]`, in the form that `fit` was given."""
-        rows = self.decision_function(images).argmax(1)
-        return self.classes_[rows]
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Turn logits `[..., C]` into probabilities, as calibrated."""
+        return torch.softmax(logits / self.temperature, -1)
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by: 1 unless `calibrate` found another."""
+        return self.calibration_.temperature if self.calibration_ else 1.0
+
+    def predict(self, images: Any, unknown: float | str | None = None) -> NDArray[Any]:
+        """Give the most likely class of each image, `[N]`, in the form that `fit` was given.
+
+        Parameters
+        ----------
+        images
+            In any form that `fit` takes.
+        unknown
+            None: every image is of some class. `"auto"`: one that looks less familiar than `calibrate`
+            found is `"unknown"` (-1 where classes are integers). A number: one whose largest probability
+            is below it.
+        """
+        probabilities, strange = self.tell(images, unknown)
+        told = self.classes_[probabilities.argmax(1)]
+        nothing = -1 if told.dtype.kind in "iu" else UNKNOWN
+        if unknown is not None and nothing in self.classes_.tolist():
+            raise ParameterError(f"Got a class called {nothing!r}, which is what unknown images are called.")
+        return np.where(strange, nothing, told) if strange.any() else told
+
+    def tell(
+        self, images: Any, unknown: float | str | None = "auto"
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Give probabilities `[N, C]`, and which images are of no known class `[N]`; see `predict`."""
+        self.fitted_head()
+        parts = [tell(self, part, unknown) for part in self.query(images)]
+        probabilities, strange = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+        return probabilities, strange
+
+    def calibrate(
+        self,
+        images: Any,
+        labels: Labels | None = None,
+        *,
+        false_alarm: float = 0.05,
+        folds: int = 5,
+        **given: Any,
+    ) -> Self:
+        """Make probabilities mean what they say, and choose how familiar an image of a class must look.
+
+        The method is fitted again on all but one fold of the support set, for each fold, and tells that
+        one: no other image is needed. Of images of known classes, at most `false_alarm` will be called
+        unknown, if they are like those. Of other images, how many are is not known.
+
+        Parameters
+        ----------
+        images, labels
+            The support set, as `fit` was given it; an image of each class, and two of one at least.
+        false_alarm
+            The rate, between 0 and 1. With fewer than `1 / false_alarm - 1` images nothing is unknown.
+        folds
+            At most as many as the largest class has images.
+        given
+            What else `fit` was given: `class_weights`, `validation`.
+
+        Raises
+        ------
+        DataError
+            A class has no image, or none has two.
+        """
+        self.fitted_head()
+        self.calibration_ = calibrate(self, images, labels, false_alarm, folds, given)
+        if self.calibration_.threshold == -1:
+            self.notes_ = [*self.notes_, (
+                f"{self.calibration_.images} held-out images are too few for a false-alarm rate of "
+                f"{false_alarm:g}: no image is called unknown."
+            )]  # fmt: skip
+        return self
 
     def score(self, images: Any, labels: Labels | None = None, sample_weight: Any = None) -> float:
         """Give the accuracy, 0 to 1; classes are matched by name."""
@@ -337,6 +414,8 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
     def save(self, folder: str | Path) -> Path:
         """Save to a folder: `head.safetensors`, `head.json` and a model card, never the backbone."""
         facts, tensors = self.info(), self.fitted_head().tensors()
+        if self.calibration_:
+            tensors = tensors | {MEANS: self.calibration_.means}
         restore(type(self), tensors, facts, None)  # what can't be loaded isn't written
         checkpoint.write(Path(folder), tensors, facts)
         return Path(folder)

@@ -66,7 +66,7 @@ def explain(clf: FewShotClassifier, image: Any, top: int) -> Explanation:
             support.append(Evidence(name, names[labels[row]], float(shares[row])))
     return Explanation(
         names[order[0]],
-        float(logits.softmax(0)[order[0]]),
+        float(clf.probabilities(logits)[order[0]]),
         {names[row]: float(margins[row]) for row in order},
         support,
     )

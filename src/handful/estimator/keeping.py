@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from handful.backbones import Backbone
 from handful.data.sets import check_names
 from handful.errors import CheckpointError, FingerprintError
+from handful.estimator.confidence import MEANS, read_calibration
 from handful.estimator.inputs import Task
 from handful.heads import Place, expect
 from handful.types import Selection
@@ -47,6 +48,7 @@ def describe(clf: FewShotClassifier) -> dict[str, Any]:
         "selection": clf.selection_,
         "selected": json.loads(json.dumps(clf.selected_, default=_plain)),
         "notes": clf.notes_,
+        "calibration": clf.calibration_.facts() if clf.calibration_ else None,
         "head": {"kind": head.kind, "needs": head.needs, **head.settings()},
         "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in VERSIONS_OF},
@@ -89,6 +91,8 @@ def restore(
         The facts don't describe a classifier of this class.
     """
     names, kind = facts["class_names"], facts["head"].get("kind")
+    means = tensors.get(MEANS)
+    tensors = {name: tensor for name, tensor in tensors.items() if name != MEANS}
     fine = names and all(isinstance(name, str) for name in names)
     if not fine or kind != cls.head_type.kind:
         raise CheckpointError(
@@ -104,6 +108,7 @@ def restore(
     if shapes:
         expect({name: tensor for name, tensor in tensors.items() if name != "class_weights"}, shapes)
     clf.head_ = cls.head_type.restore(tensors, facts["head"], Place(clf.class_names_, backbone))
+    clf.calibration_ = read_calibration(facts.get("calibration"), means, len(names))
     return clf
 
 

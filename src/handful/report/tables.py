@@ -321,8 +321,8 @@ def manifold_sheet(found: Group, test: str, lying: Mapping[str, Manifold]) -> Sh
     ]
     note = (
         "Features of test images of one draw, by cosine. Silhouette: 1 where classes lie apart, below 0 "
-        "where an image lies nearer to another class. Neighbour accuracy: % of images whose 5 nearest are most "
-        "often of their class."
+        "where an image lies nearer to another class. Neighbour accuracy: % of images whose 5 nearest are "
+        "most often of their class."
     )
     title = f"How images lie: {found.title}, {test}"
     return Sheet(title, ["method", "silhouette", "neighbour accuracy"], rows, [note])

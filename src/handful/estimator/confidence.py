@@ -1,0 +1,210 @@
+"""How sure an answer is: a temperature for probabilities, and how familiar an image must look.
+
+Both are found inside the support set, on images that were held out. The temperature is Guo et al.'s
+(2017). Familiar is an image by its cosine to the nearest class mean of the support set, whatever the
+method: on `mini`, the largest probability called images of other kinds more certain than known ones (an
+area under the ROC curve of 0.1 to 0.6), and this told them apart (0.97 to 1.00). The threshold is
+conformal (Vovk et al. 2005): if an image of a known class is drawn like those held out, it falls below
+the threshold at the stated rate at most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from handful.data.sets import ImageSet
+from handful.errors import CheckpointError, DataError, ParameterError, check_integer, check_number
+from handful.estimator.inputs import match_labels, match_names
+from handful.features import Features
+from handful.heads import expect, image_features
+from handful.selection import folds
+
+if TYPE_CHECKING:
+    from handful.estimator import FewShotClassifier
+
+TEMPERATURES = (0.01, 100.0)
+"""Of which the search is in between."""
+MEANS = "calibration.means"
+"""The class means among a checkpoint's tensors."""
+UNKNOWN = "unknown"
+"""What `predict` calls an image that is none of the classes; -1 where classes are integers."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found inside the support set.
+
+    Attributes
+    ----------
+    temperature
+        Logits are divided by it before the softmax.
+    threshold
+        An image whose cosine to the nearest class mean is below it is unknown.
+    false_alarm
+        The stated rate: images of known classes that may be called unknown.
+    images, folds
+        How many images were held out, and in how many folds.
+    means
+        `[C, E]`, of each class's unit features, scaled to unit length.
+    """
+
+    temperature: float
+    threshold: float
+    false_alarm: float
+    images: int
+    folds: int
+    means: Tensor = field(compare=False, repr=False)
+
+    def facts(self) -> dict[str, float]:
+        """The numbers alone, as a checkpoint's facts hold them; the means are among its tensors."""
+        return {name: value for name, value in vars(self).items() if name != "means"}
+
+    def familiarity(self, features: Tensor) -> Tensor:
+        """Cosine of unit features `[N, E]` to the nearest class mean, `[N]`."""
+        return (features @ self.means.T).max(1).values
+
+
+def calibrate(
+    clf: FewShotClassifier, images: Any, labels: Any, false_alarm: float, count: int, given: dict[str, Any]
+) -> Calibration:
+    """See `FewShotClassifier.calibrate`."""
+    if not 0 < check_number("false_alarm", false_alarm, 0) < 1:
+        raise ParameterError(f"Got false_alarm={false_alarm}, expected a rate between 0 and 1, as 0.05.")
+    rows = _rows(clf, images, labels)
+    shots = np.bincount(rows, minlength=len(clf.class_names_))
+    if not shots.all():
+        few = [clf.class_names_[row] for row in np.flatnonzero(shots == 0)][:5]
+        raise DataError(
+            f"Got no image of {few}: an image of a class is known by others of it. Add some, or predict with "
+            "unknown=PROBABILITY."
+        )
+    count = min(check_integer("folds", count, 2), max(int(shots.max()), 2))
+    parts = list(_held_out(clf, images, rows, count, given))
+    if not parts:
+        raise DataError(
+            "Got one image of each class: calibration holds one out and needs another. Add images, or "
+            "predict with unknown=PROBABILITY."
+        )
+    logits, truth, familiar = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Calibration(
+        fit_temperature(logits, truth), threshold_at(familiar.double().numpy(), false_alarm), false_alarm,
+        len(truth), len(parts), class_means(torch.from_numpy(clf.transform(images)), torch.from_numpy(rows)),
+    )  # fmt: skip
+
+
+def class_means(features: Tensor, rows: Tensor) -> Tensor:
+    """Give the mean of each class's unit features, scaled to unit length: `[N, E]`, `[N]` to `[C, E]`."""
+    sums = features.new_zeros(int(rows.max()) + 1, features.shape[1]).index_add_(0, rows, features)
+    return F.normalize(sums, dim=-1)
+
+
+def _rows(clf: FewShotClassifier, images: Any, labels: Any) -> NDArray[np.int64]:
+    """Give each image's class as its row."""
+    if isinstance(images, ImageSet):
+        return match_names(images.class_names, clf.class_names_)[images.labels]
+    if labels is None:
+        raise DataError("Got images without labels. Give labels, or an ImageSet.")
+    rows: NDArray[np.int64] = match_labels(labels, clf.class_names_, clf.classes_).numpy()
+    if not hasattr(images, "__len__") or len(images) != len(rows):
+        raise DataError(f"Got {len(rows)} labels, expected one for each image.")
+    return rows
+
+
+def _held_out(
+    clf: FewShotClassifier, images: Any, rows: NDArray[np.int64], count: int, given: dict[str, Any]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Tell each fold by a classifier of the others: logits, rows, and how familiar the images are.
+
+    An image that is alone in its class always stays among the others.
+    """
+    alone = np.bincount(rows)[rows] == 1
+    for kept, held in folds(rows, count):
+        out = held[~alone[held]]
+        if len(out):
+            kept = np.union1d(kept, held[alone[held]])
+            fresh = type(clf)(**clf.fitted_with_)
+            names = [clf.class_names_[row] for row in rows[kept]]
+            fresh.fit(_choose(images, kept), names, class_names=clf.class_names_, **given)
+            learned, other = (torch.from_numpy(fresh.transform(_choose(images, of))) for of in (kept, out))
+            means = class_means(learned, torch.from_numpy(rows[kept]))
+            logits = torch.from_numpy(fresh.decision_function(_choose(images, out)))
+            yield logits, torch.from_numpy(rows[out]), (other @ means.T).max(1).values
+
+
+def _choose(images: Any, rows: NDArray[Any]) -> Any:
+    if isinstance(images, Features | np.ndarray | Tensor):
+        return images[rows]
+    items = images.items if isinstance(images, ImageSet) else images
+    return [items[row] for row in rows]
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Give the temperature whose probabilities say most of the labels, for logits `[N, C]`, labels `[N]`."""
+    logits = logits.double()
+    low, high = map(math.log, TEMPERATURES)
+    found = minimize_scalar(
+        lambda log_t: float(F.cross_entropy(logits / math.exp(log_t), labels)),
+        bounds=(low, high), method="bounded",
+    )  # fmt: skip
+    return math.exp(float(found.x))
+
+
+def threshold_at(scores: NDArray[np.float64], false_alarm: float) -> float:
+    """Give the k-th smallest score, k = floor(rate (N + 1)); -1, below which no cosine falls, for k = 0.
+
+    Of N + 1 scores in random order, one in k / (N + 1) is below the k-th smallest of the others.
+    """
+    k = math.floor(false_alarm * (len(scores) + 1))
+    return float(np.sort(scores)[k - 1]) if k else -1.0
+
+
+@torch.no_grad()
+def tell(clf: FewShotClassifier, read: Tensor, unknown: float | str | None = None) -> tuple[Tensor, Tensor]:
+    """Give probabilities `[N, C]`, and which images are of no known class `[N]`, for what the head reads."""
+    head, known = clf.fitted_head(), clf.calibration_
+    probabilities = clf.probabilities(head.logits(read))
+    if unknown is None:
+        return probabilities, torch.zeros(len(read), dtype=torch.bool)
+    if unknown != "auto":
+        return probabilities, probabilities.max(1).values < check_number("unknown", unknown, 0)
+    if known is None:
+        raise ParameterError(
+            "Got unknown='auto' of a classifier that is not calibrated. Call clf.calibrate(images, labels) "
+            "on its support set (handful fit --calibrate 0.05), or give a probability: unknown=0.5."
+        )
+    return probabilities, known.familiarity(image_features(head, read)) < known.threshold
+
+
+def read_calibration(facts: Any, means: Tensor | None, classes: int) -> Calibration | None:
+    """Check what a checkpoint says of a calibration.
+
+    Raises
+    ------
+    CheckpointError
+        It is no calibration.
+    """
+    if facts is None and means is None:
+        return None
+    if not isinstance(facts, dict) or means is None:
+        raise CheckpointError("The calibration is damaged: its numbers or its class means are missing.")
+    expect({MEANS: means}, {MEANS: (classes, "E")})
+    try:
+        found = Calibration(**facts, means=means)
+        check_number("threshold", found.threshold, -1)
+        check_number("false_alarm", found.false_alarm, 0)
+        check_number("temperature", found.temperature, 0, above=True)
+        for name in ("images", "folds"):
+            check_integer(name, getattr(found, name), 0)
+    except (TypeError, ParameterError) as error:
+        raise CheckpointError(f"The calibration is damaged: {error}") from error
+    return found
