@@ -11,13 +11,14 @@ ROOT = Path(__file__).parents[1] / "src" / "handful"
 FLOORS = (
     ("errors", "files", "progress", "types"),
     ("backbones", "data", "resume"),
-    ("features", "metrics", "towers"),
+    ("features", "metrics", "model_card", "towers"),
     ("checkpoint", "heads", "prompts", "search", "selection", "train"),
     ("estimator",),
     ("methods",),
     ("analysis", "meta_training", "protocols"),
-    ("bench", "compare"),
+    ("bench", "compare", "export", "hub"),
     ("report",),
+    ("serve",),
     ("cli",),
     ("__main__",),
 )

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from handful.errors import DataError
+from handful.files import read_file
 from handful.types import ImageLike
 
 Image.init()  # registers every plugin before threads need one
@@ -22,6 +23,7 @@ WANTED = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # JPEG op
 FORMATS = tuple(name for name in WANTED if name in Image.OPEN)
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 1_000
+MAX_BYTES = 2**30
 MOST_SHOWN = 12
 """Bad files that one error names."""
 
@@ -64,7 +66,7 @@ def content(item: ImageLike) -> bytes:
     """Give the bytes that identify an image: the file's own, or the upright RGB pixels."""
     if isinstance(item, (str, Path)):
         try:
-            return Path(item).read_bytes()
+            return read_file(Path(item), MAX_BYTES)
         except (OSError, ValueError) as error:
             raise DataError(f"{item}: {getattr(error, 'strerror', None) or error}") from error
     image = decode(item)  # as it will be seen: palette, rotation and transparency are part of it
@@ -94,27 +96,31 @@ def decode(item: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise
         except (OSError, SyntaxError, ValueError, TypeError) as error:
             raise DataError(f"Got an image in memory that can't be read: {error}.") from error
-    data = content(item)
+    return decode_bytes(content(item), str(item), max_pixels)
+
+
+def decode_bytes(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open the bytes of an image file as upright RGB, as `decode` does; errors begin with `name`."""
     if not data:
-        raise DataError(f"{item}: the file is empty")
+        raise DataError(f"{name}: the file is empty")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise DataError(
-                    f"{item}: {image.width} x {image.height} pixels, at most {max_pixels} allowed"
+                    f"{name}: {image.width} x {image.height} pixels, at most {max_pixels} allowed"
                 )
             if max(image.size) > MAX_ASPECT * min(image.size):
-                raise DataError(f"{item}: {image.width} x {image.height} pixels is too thin a strip")
+                raise DataError(f"{name}: {image.width} x {image.height} pixels is too thin a strip")
             image.load()
             return to_rgb(image)
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{item}: more pixels than the {max_pixels} allowed") from error
+        raise DataError(f"{name}: more pixels than the {max_pixels} allowed") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{item}: not an image of a known format ({', '.join(FORMATS)})") from error
+        raise DataError(f"{name}: not an image of a known format ({', '.join(FORMATS)})") from error
     except (OSError, SyntaxError, ValueError, IndexError, EOFError, MemoryError) as error:
-        raise DataError(f"{item}: damaged or truncated ({error})") from error
+        raise DataError(f"{name}: damaged or truncated ({error})") from error
 
 
 def _from_memory(item: object) -> Image.Image:
