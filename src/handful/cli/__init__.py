@@ -497,39 +497,6 @@ def serve(
     run(models or [], backbone, weights, host, port, token or None, allow_host or (), limits)
 
 
-@app.command()
-def serve(
-    models: Annotated[
-        list[Path] | None, typer.Argument(help="Saved classifiers; none: only the page.", show_default=False)
-    ] = None,
-    backbone: Annotated[str, typer.Option(help="For the page, where no classifier says which.")] = "mini",
-    weights: Annotated[Path | None, typer.Option(help="The weights, for a config.json.")] = None,
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    token: Annotated[
-        str, typer.Option(envvar="HANDFUL_TOKEN", help="What clients must send: Authorization: Bearer TOKEN.")
-    ] = "",
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="Another name the server may be called by; repeatable.")
-    ] = None,
-    body_mb: Annotated[int, typer.Option(min=1, help="Megabytes of a request, at most.")] = 32,
-    megapixels: Annotated[float, typer.Option(min=0.01, help="Of an image, at most.")] = 40,
-    waiting: Annotated[int, typer.Option(min=1, help="Images on their way, at most; then 429.")] = 256,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Until a request is given up.")] = 30,
-) -> None:
-    """Serve classifiers over HTTP, and a page to make one; stdout says where."""
-    from handful.errors import ParameterError
-
-    try:
-        from handful.serve import Limits, run
-    except ModuleNotFoundError as error:
-        raise ParameterError(
-            f'Serving needs {error.name}, which is not installed: pip install "handful[serve]".'
-        ) from error
-    limits = Limits(body_mb * 2**20, pixels=int(megapixels * 1e6), waiting=waiting, seconds=seconds)
-    run(models or [], backbone, weights, host, port, token or None, allow_host or (), limits)
-
-
 analyze = typer.Typer(help="Look into a backbone.", no_args_is_help=True)
 app.add_typer(analyze, name="analyze")
 
