@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from handful.compare import Comparison
+from handful.files import write_atomically
 from handful.metrics import Cell, mean_spread
 
 Series = dict[str, dict[int, tuple[float, float]]]
@@ -82,4 +84,6 @@ def draw_curves(cells: Sequence[Cell], path: Path, title: str) -> None:
     axes.set(xlabel="images per class", ylabel="test accuracy (%)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=120)
+    write_atomically(path, data.getvalue())

@@ -61,17 +61,18 @@ def write_report(folder: Path) -> list[Path]:
         for test in found.tests:
             page.append(as_figures(found, folder, test))
             lying = manifolds(found, folder, test)
-            if len(lying) > 1:
+            facts = read_test(found, folder, test)
+            if len(lying) > 1 and facts:
                 sheet = manifold_sheet(found, test, lying)
                 markdown.append(sheet.markdown())
-                page += [as_html(sheet), f"<p><img src='{pictures.manifolds(lying)}' alt=''></p>"]
+                page += [as_html(sheet), f"<p><img src='{pictures.manifolds(lying, facts[1])}' alt=''></p>"]
     document = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>handful: report</title>"
         f"<style>{STYLE}</style></head><body>{''.join(page)}</body></html>"
     )
     paths = [folder / "report.md", folder / "report.html"]
     for path, text in zip(paths, ("\n".join(markdown), document), strict=True):
-        write_atomically(path, text.encode())
+        write_atomically(path, text.encode(errors="replace"))  # a file name may be no Unicode
     return paths
 
 

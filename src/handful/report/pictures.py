@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -76,16 +76,17 @@ def bars(found: Group) -> str:
     return _png(figure)
 
 
-def manifolds(lying: Mapping[str, Manifold]) -> str:
+def manifolds(lying: Mapping[str, Manifold], names: Sequence[str]) -> str:
     """Images in a plane, a panel for each method, one colour a class."""
     figure = Figure(figsize=(4.2 * len(lying), 4.4), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(lying)))
     for axes, (method, one) in zip(panels, lying.items(), strict=True):
         for number, label in enumerate(np.unique(one.labels)):
             of = one.places[one.labels == label]
-            axes.scatter(of[:, 0], of[:, 1], s=9, color=f"C{number}", linewidths=0)
+            axes.scatter(of[:, 0], of[:, 1], s=9, color=f"C{number}", linewidths=0, label=names[label])
         axes.set(title=f"{method}\nsilhouette {one.silhouette:+.2f}, neighbours {100 * one.neighbours:.0f} %")
         axes.set(xticks=[], yticks=[])
+    panels[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
     return _png(figure)
 
 

@@ -133,19 +133,22 @@ def accuracy_sheet(found: Group) -> Sheet:
     ]
     known = published(found, cells)
     sums = [SUMMARIES[found.protocol]] if found.protocol in SUMMARIES else []
-    header = ["method", "selection", *names, *sums, "calibration error", "seconds"]
+    most = found.shots[-1]
+    seconds = f"seconds, {most} shot{'s' if most > 1 else ''}"
+    header = ["method", "selection", *names, *sums, "calibration error", seconds]
     rows = []
     for method in found.methods:
         mine = [line for line in found.lines if line["method"] == method and "seconds" in line]
         ways = ", ".join(dict.fromkeys(line["selection"] for line in mine))
-        values = [found.mean(method, *cell) for cell in cells]
-        row = [method, f"**{ways}**" if is_oracle(found.lines, method) else ways, *map(_shown, values)]
+        values = [_shown(found, method, *cell) for cell in cells]
+        row = [method, f"**{ways}**" if is_oracle(found.lines, method) else ways, *values]
         if sums:
             numbers = [found.summary(method, shots) for shots in found.shots]
             row.append(", ".join(f"{number:.1f}" for number in numbers if number is not None) or "-")
         errors = [line["calibration_error"] for line in mine if "calibration_error" in line]
         row.append(f"{np.mean(errors):.3f}" if errors else "-")
-        row.append(f"{np.median([line['seconds'] for line in mine]):.1f}" if mine else "-")
+        slow = [line["seconds"] for line in mine if line["shots"] == most]
+        row.append(f"{np.median(slow):.1f}" if slow else "-")
         rows.append(row)
     for name, source, figures in known:
         row = [f"published: {name}", source, *("-" if f is None else f"{f:.1f}" for f in figures)]
@@ -154,7 +157,11 @@ def accuracy_sheet(found: Group) -> Sheet:
             number = summary(found.protocol, found.data, of) if len(found.shots) == 1 else None
             row.append("-" if number is None else f"{number:.1f}")
         rows.append([*row, "-", "-"])
-    notes = ["Accuracy in %, mean ± population spread over draws; seconds to fit, in the median."]
+    draws = max((len(found.select(m, *cell)) for m in found.methods for cell in cells), default=0)
+    notes = [
+        f"Accuracy in %, mean ± population spread over draws ({draws} at most); one draw has no spread. "
+        "Seconds to fit, in the median."
+    ]
     if any(is_oracle(found.lines, method) for method in found.methods):
         notes.append(f"**{ORACLE}.**")
     skipped = {line["method"]: line["skipped"] for line in found.lines if "skipped" in line}
@@ -164,8 +171,12 @@ def accuracy_sheet(found: Group) -> Sheet:
     return Sheet(f"Accuracy: {found.title}", header, rows, notes)
 
 
-def _shown(value: tuple[float, float] | None) -> str:
-    return "-" if value is None else f"{value[0]:.1f} ± {value[1]:.1f}"
+def _shown(found: Group, method: str, test: str, shots: int) -> str:
+    value = found.mean(method, test, shots)
+    if value is None:
+        return "-"
+    spread = f" ± {value[1]:.1f}" if len(found.select(method, test, shots)) > 1 else ""
+    return f"{value[0]:.1f}{spread}"
 
 
 def summary(protocol: str, source: str, values: Mapping[str, float]) -> float | None:
