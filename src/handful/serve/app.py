@@ -87,7 +87,8 @@ def create_app(
         drafts.close()
 
     app = FastAPI(title="handful", version=__version__, lifespan=lifespan)
-    app.add_middleware(Gate, hosts={*LOCAL, *hosts}, token=token, body_bytes=limits.body_bytes)
+    most = {"": limits.body_bytes, "/drafts/open": limits.draft_bytes}
+    app.add_middleware(Gate, hosts={*LOCAL, *hosts}, token=token, most=most)
     app.add_middleware(Meter, meters=meters)
     app.add_exception_handler(Busy, _busy)
     app.add_exception_handler(HandfulError, _refused)

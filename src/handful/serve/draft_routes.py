@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, HTTPException, Request, Response
+from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
 
 from handful.errors import DataError, HandfulError
@@ -73,8 +75,8 @@ def add_drafts(app: FastAPI, engine: Engine, drafts: Drafts) -> None:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise HTTPException(422, "Got no file, expected a zip in a form's field `file`.")
-            data = await file.read()
-        return await engine.in_tower(lambda: drafts.unpack(data).state())
+            zipped = file.file
+            return await engine.in_tower(lambda: drafts.unpack(zipped).state())
 
     @app.get("/drafts/{draft}")
     async def state(draft: str) -> dict[str, Any]:
@@ -152,9 +154,12 @@ def add_drafts(app: FastAPI, engine: Engine, drafts: Drafts) -> None:
             "milliseconds": round(1000 * (time.perf_counter() - start), 1),
         }  # fmt: skip
 
-    @app.get("/drafts/{draft}/download", response_class=Response)
-    async def download(draft: str) -> Response:
+    @app.get("/drafts/{draft}/download", response_class=FileResponse)
+    async def download(draft: str) -> FileResponse:
         """Give the classifier and its images as a zip; `classifier/` is what `handful.load` takes."""
         found = find(draft)
-        disposition = {"Content-Disposition": 'attachment; filename="handful-classifier.zip"'}
-        return Response(await engine.in_tower(found.pack), headers=disposition, media_type="application/zip")
+        path = await engine.in_tower(found.pack)
+        gone = BackgroundTask(path.unlink, missing_ok=True)
+        return FileResponse(
+            path, filename="handful-classifier.zip", media_type="application/zip", background=gone
+        )

@@ -11,10 +11,11 @@ import tempfile
 import time
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -63,9 +64,11 @@ class Guess:
 class Draft:
     """Named classes with their images, and the classifier that they make now."""
 
-    def __init__(self, backbone: Backbone, limits: Limits, folder: Path, method: str = ONLINE[0]) -> None:
+    def __init__(
+        self, backbone: Backbone, limits: Limits, folder: Path, methods: Sequence[str], method: str
+    ) -> None:
         self.id, self.folder, self.limits, self.backbone = folder.name, folder, limits, backbone
-        self.methods = offered(backbone)
+        self.methods = methods
         self.classes: dict[str, list[Picture]] = {}
         self.clf: FewShotClassifier | None = None
         self.seconds, self._next = 0.0, 0
@@ -210,15 +213,13 @@ class Draft:
 
     # -- keeping -----------------------------------------------------------------------------------
 
-    def pack(self) -> bytes:
-        """Give a zip: the saved classifier, the images in class folders, and which is which."""
+    def pack(self) -> Path:
+        """Write a zip: the saved classifier, the images in class folders, and which is which."""
         if self.clf is None:
             raise DataError("Got fewer than two classes: there is no classifier yet.")
-        data, listed = io.BytesIO(), []
-        with (
-            zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive,
-            tempfile.TemporaryDirectory() as place,
-        ):
+        path, listed = self.folder / f"{secrets.token_hex(8)}.zip", []
+        zipped = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
+        with zipped as archive, tempfile.TemporaryDirectory() as place:
             self.clf.save(place)
             for name in FILES:
                 archive.write(Path(place) / name, f"classifier/{name}")
@@ -232,7 +233,7 @@ class Draft:
                     if one.file and file:
                         archive.write(one.file, file)
             archive.writestr("draft.json", json.dumps({"method": self.method, "classes": listed}, indent=1))
-        return data.getvalue()
+        return path
 
     def take(
         self, clf: FewShotClassifier, listed: list[list[tuple[str, bytes | None]]] | None = None
@@ -307,6 +308,11 @@ class Drafts:
         self._place = tempfile.TemporaryDirectory(prefix="handful-drafts-")
         self._drafts: OrderedDict[str, Draft] = OrderedDict()
 
+    @cached_property
+    def methods(self) -> tuple[str, ...]:
+        """Methods that drafts can use on this backbone."""
+        return offered(self.backbone)
+
     def __len__(self) -> int:
         return len(self._drafts)
 
@@ -318,7 +324,7 @@ class Drafts:
         """Begin one."""
         folder = Path(self._place.name) / secrets.token_urlsafe(12)
         folder.mkdir()
-        draft = Draft(self.backbone, self.limits, folder, method)
+        draft = Draft(self.backbone, self.limits, folder, self.methods, method)
         self._drafts[draft.id] = draft
         while len(self._drafts) > self.limits.drafts:
             _, oldest = self._drafts.popitem(last=False)
@@ -335,8 +341,8 @@ class Drafts:
             raise
         return draft
 
-    def unpack(self, data: bytes) -> Draft:
-        """Begin with what `Draft.pack` gave.
+    def unpack(self, file: BinaryIO) -> Draft:
+        """Begin with what `Draft.pack` wrote.
 
         Raises
         ------
@@ -345,7 +351,7 @@ class Drafts:
         """
         with tempfile.TemporaryDirectory() as place:
             try:
-                listed = self._read(data, Path(place))
+                listed = self._read(file, Path(place))
             except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, RuntimeError,
                     NotImplementedError, OSError) as error:  # fmt: skip
                 raise DataError(f"This is no zip that was downloaded here ({error}).") from error
@@ -358,9 +364,9 @@ class Drafts:
             raise
         return draft
 
-    def _read(self, data: bytes, place: Path) -> Listed:
+    def _read(self, file: BinaryIO, place: Path) -> Listed:
         """Write a zip's classifier to a folder, and give its images; paths in it are only looked up."""
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(file) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > self.limits.draft_bytes:
                 raise ValueError(f"larger than {self.limits.draft_bytes:,} bytes unpacked")
             for name in FILES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN = ("/", "/health")
 """What needs no token: the page, which asks for one, and whether the server lives."""
+TOO_LARGE = "This request may have {:,} bytes at most. Send fewer or smaller images."
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -27,8 +28,11 @@ class Gate:
     Without the first two, any web page that somebody opens could use a server on their own machine.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str], token: str | None, body_bytes: int) -> None:
-        self.app, self.hosts, self.token, self.body_bytes = app, set(hosts), token, body_bytes
+    def __init__(
+        self, app: ASGIApp, hosts: Collection[str], token: str | None, most: Mapping[str, int]
+    ) -> None:
+        self.app, self.hosts, self.token, self.most = app, set(hosts), token, most
+        """`most`: bytes of a body by path, and by "" for all others."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -44,14 +48,14 @@ class Gate:
         if refused:
             await _answer(send, *refused)
             return
-        left = self.body_bytes
+        left = most = self._most(scope["path"])
 
         async def bounded() -> Message:
             nonlocal left
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                raise HTTPException(413, self._too_large())
+                raise HTTPException(413, TOO_LARGE.format(most))
             return message
 
         async def guarded(message: Message) -> None:
@@ -80,12 +84,13 @@ class Gate:
             if not hmac.compare_digest(given.encode(), self.token.encode()):
                 return 401, "A token is needed: Authorization: Bearer TOKEN."
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.body_bytes:
-            return 413, self._too_large()
+        most = self._most(path)
+        if not length.isdecimal() or int(length) > most:
+            return 413, TOO_LARGE.format(most)
         return None
 
-    def _too_large(self) -> str:
-        return f"A request may have {self.body_bytes:,} bytes at most. Send fewer or smaller images."
+    def _most(self, path: str) -> int:
+        return self.most.get(path, self.most[""])
 
 
 def _hostname(address: str) -> str:
