@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import sys
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -124,7 +125,7 @@ def _add_predict(app: FastAPI, engine: Engine) -> None:
     ) -> Response:
         """Tell one image (as the body) or several (multipart files called `images`) by each model.
 
-        `unknown` is null where a model is not calibrated. An image that can't be used has an `error` of its
+        `unknown` is null where a model can't tell: it is not calibrated, or on too few images. An image that can't be used has an `error` of its
         own; if it is the only one, the status is 422.
         """
         names = list(engine.models) if not model else list(dict.fromkeys(model))
@@ -190,7 +191,9 @@ def _add_status(app: FastAPI, engine: Engine, drafts: Drafts, meters: Meters) ->
             for name, clf in engine.models.items()
         ]  # fmt: skip
         size = engine.backbone.image_size
-        return {"models": served, "backbone": {"name": engine.backbone.title, "image_size": size}}
+        methods = await engine.in_tower(lambda: list(drafts.methods))
+        tower = {"name": engine.backbone.title, "image_size": size}
+        return {"models": served, "backbone": tower, "methods": methods}
 
     @app.get("/health")
     async def health(request: Request) -> Response:
@@ -218,12 +221,17 @@ def _add_status(app: FastAPI, engine: Engine, drafts: Drafts, meters: Meters) ->
 class _Server(uvicorn.Server):
     """Says where it listens, once it does."""
 
+    token = False
+
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         for server in self.servers:
             for socket in server.sockets[:1]:
                 host, port = socket.getsockname()[:2]
-                print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+                url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                print(url, flush=True)
+                if self.token:
+                    print(f"The page wants the token: {url}/#token=YOUR_TOKEN", file=sys.stderr)
 
 
 def run(
@@ -255,4 +263,6 @@ def run(
     config = uvicorn.Config(
         app, host, port, log_level="warning", server_header=False, timeout_graceful_shutdown=10
     )
-    _Server(config).run()
+    server = _Server(config)
+    server.token = token is not None
+    server.run()

@@ -109,7 +109,11 @@ def add_drafts(app: FastAPI, engine: Engine, drafts: Drafts) -> None:
         find(draft)
         read = await features(request)
         good = [(title, data, found) for (title, data), found in read if not isinstance(found, DataError)]
-        bad = [{"name": title, "error": str(e)} for (title, _), e in read if isinstance(e, DataError)]
+        bad = [
+            {"name": title, "error": str(e).removeprefix(f"{title}: ")}
+            for (title, _), e in read
+            if isinstance(e, DataError)
+        ]
         return {**await change(draft, lambda found: found.add(name, good)), "refused": bad}
 
     @app.patch("/drafts/{draft}/images/{image}")

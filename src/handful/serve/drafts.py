@@ -27,7 +27,7 @@ from handful.errors import DataError, HandfulError, unexpected
 from handful.estimator import FewShotClassifier
 from handful.features import Features
 from handful.methods import METHODS, load
-from handful.serve.engine import Limits
+from handful.serve.engine import Limits, unknown_of
 
 ONLINE = ("tip-adapter", "meta-adapter")
 """Methods that learn from images with no training."""
@@ -178,12 +178,13 @@ class Draft:
         if self.clf is None:
             raise DataError("Got fewer than two classes: name another one first.")
         query = feature[None].numpy()
-        probabilities, unknown = self.clf.tell(query, "auto" if self.clf.calibration_ else None)
+        way = unknown_of(self.clf)
+        probabilities, unknown = self.clf.tell(query, way)
         order = probabilities[0].argsort()[::-1]
         names = self.clf.class_names_
         known = {picture.title: picture for own in self.classes.values() for picture in own}
         support = [(known[e.image], e.class_name, e.share) for e in self.clf.explain(query, top).support]
-        strange = bool(unknown[0]) if self.clf.calibration_ else None
+        strange = bool(unknown[0]) if way else None
         return Guess([(names[row], float(probabilities[0, row])) for row in order], strange, support)
 
     def thumbnail(self, number: int) -> bytes:

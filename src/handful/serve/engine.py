@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class Told:
-    """What a classifier says of an image: probabilities `[C]`; unknown is None if it isn't calibrated."""
+    """What a classifier says of an image: probabilities `[C]`; unknown is None if it can't tell."""
 
     probabilities: Tensor
     unknown: bool | None
@@ -83,6 +83,11 @@ class Waiting:
     pixels: Tensor
     models: Collection[str]
     answer: asyncio.Future[Answer] = field(repr=False)
+
+
+def unknown_of(clf: FewShotClassifier) -> Literal["auto"] | None:
+    """Say how a classifier tells unknown images: as calibrated, or not at all."""
+    return "auto" if clf.calibration_ and clf.calibration_.can_tell_unknown else None
 
 
 class Engine:
@@ -198,11 +203,11 @@ class Engine:
                 read = pixels if needs == "pixels" else features
                 assert read is not None
                 clf = self.models[name]
-                probabilities, unknown = tell(clf, read[rows], "auto" if clf.calibration_ else None)
+                probabilities, unknown = tell(clf, read[rows], way := unknown_of(clf))
                 if not torch.isfinite(probabilities).all():
                     raise HandfulError(f"{name} gave no finite probabilities.")
                 for row, own, strange in zip(rows, probabilities, unknown.tolist(), strict=True):
-                    told[row][name] = Told(own, strange if clf.calibration_ else None)
+                    told[row][name] = Told(own, strange if way else None)
         return [
             Answer(features[row] if features is not None and plain[row] else None, told[row])
             for row in range(len(batch))

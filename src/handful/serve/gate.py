@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN = ("/", "/health")
-"""What needs no token: the page, which asks for one, and whether the server lives."""
-TOO_LARGE = "This request may have {:,} bytes at most. Send fewer or smaller images."
+OPEN = ("/", "/health", "/docs", "/openapi.json")
+"""What needs no token: the page, which asks for one, what there is to ask, and whether the server lives."""
+TOO_LARGE = "This request may have {:.1f} MB at most. Send fewer or smaller images."
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -55,7 +55,7 @@ class Gate:
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                raise HTTPException(413, TOO_LARGE.format(most))
+                raise HTTPException(413, TOO_LARGE.format(most / 2**20))
             return message
 
         async def guarded(message: Message) -> None:
@@ -86,7 +86,7 @@ class Gate:
         length = headers.get("content-length", "0")
         most = self._most(path)
         if not length.isdecimal() or int(length) > most:
-            return 413, TOO_LARGE.format(most)
+            return 413, TOO_LARGE.format(most / 2**20)
         return None
 
     def _most(self, path: str) -> int:
