@@ -125,8 +125,8 @@ def _add_predict(app: FastAPI, engine: Engine) -> None:
     ) -> Response:
         """Tell one image (as the body) or several (multipart files called `images`) by each model.
 
-        `unknown` is null where a model can't tell: it is not calibrated, or on too few images. An image that can't be used has an `error` of its
-        own; if it is the only one, the status is 422.
+        `unknown` is null where a model can't tell: it is not calibrated, or on too few images. An image
+        that can't be used has an `error` of its own; if it is the only one, the status is 422.
         """
         names = list(engine.models) if not model else list(dict.fromkeys(model))
         for name in names:
