@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from handful.errors import CheckpointError
-from handful.files import write_atomically
+from handful.files import only_writer, read_file, write_atomically
+from handful.model_card import is_own, model_card, scores_of
 
 FORMAT = 1
 JSON_BYTES = 64 * 2**20
@@ -30,28 +33,64 @@ def write(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> No
     """Save tensors, facts and a model card; what the folder held before stays whole until then."""
     data = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
     sha = hashlib.sha256(data).hexdigest()
-    text = json.dumps({"format": FORMAT, "tensors": sha, **facts}, indent=1, ensure_ascii=False)
+    put(folder, data, _json({"format": FORMAT, "tensors": sha, **facts}), model_card(facts).encode())
+
+
+def put(folder: Path, data: bytes, text: bytes, card: bytes) -> None:
+    """Put the three files in place: `head.safetensors`, `head.json` that names its SHA-256, and the card."""
+    sha = hashlib.sha256(data).hexdigest()
+    ready, saved = folder / f"head-{sha[:16]}.safetensors", False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for _ in range(WRITERS):
-            ready = folder / f"head-{sha[:16]}.safetensors"
-            write_atomically(ready, data)
-            write_atomically(folder / "head.json", text.encode())
-            write_atomically(folder / "head.safetensors", data)
-            write_atomically(folder / "README.md", model_card(facts).encode())
-            ready.unlink(missing_ok=True)
-            if _belong_together(folder):
-                break  # else another writer came between; whoever is last sets it right
-    except OSError as error:
+        with only_writer(folder):
+            for _ in range(WRITERS):
+                write_atomically(ready, data)
+                write_atomically(folder / "head.json", text)
+                saved = True
+                write_atomically(folder / "head.safetensors", data)
+                write_atomically(folder / "README.md", card)
+                ready.unlink(missing_ok=True)
+                if _belong_together(folder, text, card):
+                    return  # else another writer came between; whoever is last sets it right
+        raise CheckpointError(f"Can't save to {folder}: others write there at the same time. Save again.")
+    except BaseException as error:
+        with suppress(OSError, CheckpointError):
+            _tidy(folder, ready, sha)
+        if not isinstance(error, OSError):
+            raise
+        there = "It is there and whole, but for its card" if saved else "What was saved there before is whole"
         raise CheckpointError(
-            f"Can't save to {folder}: {error.strerror or error}. What was saved there before is "
-            "whole. Choose another folder, or make room."
+            f"Can't save to {folder}: {error.strerror or error}. {there}. "
+            "Make room, or choose another folder."
         ) from error
+
+
+def record_score(folder: Path, score: dict[str, Any]) -> bool:
+    """Write a score into the facts, in place of the last one on the same data, and renew the card.
+
+    Parameters
+    ----------
+    folder
+        A saved classifier.
+    score
+        `data` (what it is called), `images`, `accuracy`, `zero_shot` and `date`.
+
+    Returns
+    -------
+    bool
+        Whether the card tells it: one that a person wrote is left as it is.
+    """
+    data, _, facts = take(folder)
+    facts["scores"] = [*(old for old in scores_of(facts) if old.get("data") != score["data"]), score]
+    card = read_card(folder)
+    own = not card or is_own(card)
+    put(folder, data, _json(facts), model_card(facts).encode() if own else card)
+    return own
 
 
 def write_learned(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Save learned tensors alone: one safetensors file, the facts as JSON in its metadata."""
-    metadata = {"handful": json.dumps({"format": FORMAT, "tensors": "", **facts}, ensure_ascii=False)}
+    metadata = {"handful": _json({"format": FORMAT, "tensors": "", **facts}).decode()}
     data = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,20 +111,29 @@ def read_learned(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if data is None:
         raise CheckpointError(f"There is no file {path}: expected what clf.save_learned(path) writes.")
     try:
-        tensors = load(data)
+        tensors = _tensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = header.get("__metadata__", {})["handful"]
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not what clf.save_learned writes ({error}).") from error
     return tensors, _check_facts(path, text.encode())
 
 
-def _belong_together(folder: Path) -> bool:
+def _belong_together(folder: Path, text: bytes, card: bytes) -> bool:
+    """Whether tensors and facts are a pair, and the card of the same writer as they are."""
     try:
-        read(folder)
+        _, found, _ = take(folder)
     except CheckpointError:
         return False
-    return True
+    return (found == text) == (read_card(folder) == card)
+
+
+def _tidy(folder: Path, ready: Path, sha: str) -> None:
+    """Remove tensors that lie ready, unless head.json names them and they are nowhere else."""
+    facts = _bytes(folder / "head.json") or b""
+    in_place = _bytes(folder / "head.safetensors") or b""
+    if sha.encode() not in facts or hashlib.sha256(in_place).hexdigest() == sha:
+        ready.unlink(missing_ok=True)
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -96,6 +144,33 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     CheckpointError
         Something is missing, damaged, of a newer format, or the two files don't belong together.
     """
+    data, _, facts = take(folder)
+    return unpack(folder, data), facts
+
+
+def unpack(folder: Path, data: bytes) -> dict[str, Tensor]:
+    """Read tensors from bytes that `take` gave."""
+    try:
+        return _tensors(data)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'head.safetensors'} is no safetensors file: {error}.") from error
+
+
+def _tensors(data: bytes) -> dict[str, Tensor]:
+    """Read a safetensors file; whatever its reader makes of a hostile header is a ValueError."""
+    try:
+        return load(data)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(error) from error
+
+
+def read_card(folder: Path) -> bytes:
+    """Read the card; empty where there is none."""
+    return _bytes(folder / "README.md") or b""
+
+
+def take(folder: Path) -> tuple[bytes, bytes, dict[str, Any]]:
+    """Give the bytes of tensors and facts that belong together, and the facts read."""
     if not folder.is_dir():
         raise CheckpointError(
             f"There is no saved classifier at {folder}: expected a folder with head.json and "
@@ -103,35 +178,36 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     sha = ""
     for _ in range(3):  # a writer may put a new pair in place between our two reads
-        facts = _facts(folder / "head.json")
+        text = _bytes(folder / "head.json", JSON_BYTES)
+        if text is None:
+            raise CheckpointError(f"{folder} holds no saved classifier: head.json is missing.")
+        facts = _check_facts(folder / "head.json", text)
         sha = facts["tensors"]
+        if not re.fullmatch("[0-9a-f]{64}", sha):
+            raise CheckpointError(f"{folder / 'head.json'} is damaged: expected tensors to be a SHA-256.")
         for name in ("head.safetensors", f"head-{sha[:16]}.safetensors"):
             data = _bytes(folder / name)
             if data is not None and hashlib.sha256(data).hexdigest() == sha:
-                try:
-                    return load(data), facts
-                except (SafetensorError, ValueError, KeyError) as error:
-                    raise CheckpointError(f"{folder / name} is no safetensors file: {error}.") from error
+                return data, text, facts
     raise CheckpointError(
         f"{folder / 'head.safetensors'} is missing or is not the one that head.json was saved with "
         f"(expected SHA-256 {sha[:16]}...). Copy the folder again, or fit anew."
     )
 
 
-def _bytes(path: Path) -> bytes | None:
+def _bytes(path: Path, most: int | None = None) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_file(path, most)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise CheckpointError(f"Can't read {path}: {error.strerror or error}.") from error
+    except (OSError, MemoryError) as error:
+        why = getattr(error, "strerror", None) or "there is not as much memory"
+        raise CheckpointError(f"Can't read {path}: {why}.") from error
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    data = _bytes(path)
-    if data is None:
-        raise CheckpointError(f"{path.parent} holds no saved classifier: head.json is missing.")
-    return _check_facts(path, data)
+def _json(facts: dict[str, Any]) -> bytes:
+    """Write facts out; of text that is no Unicode, as file names may be, JSON's own escapes stay."""
+    return json.dumps(facts, indent=1, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def _check_facts(path: Path, data: bytes) -> dict[str, Any]:
@@ -155,31 +231,3 @@ def _check_facts(path: Path, data: bytes) -> dict[str, Any]:
         if not isinstance(facts.get(key), kind):
             raise CheckpointError(f"{path} is damaged: expected {key} to be a {kind.__name__}.")
     return facts
-
-
-def model_card(facts: dict[str, Any]) -> str:
-    """Write down for people what the checkpoint knows of itself."""
-    names, backbone = facts["class_names"], facts["backbone"]
-    shots = sorted(set(facts.get("shots", [])))
-    lines = [
-        "---\nlibrary_name: handful\ntags: [clip, few-shot, image-classification]\n---",
-        f"# {facts['method']}, {len(names)} classes",
-        "A few-shot classifier made by handful. Load it with `handful.load(folder)`.",
-        f"- backbone: `{backbone['name']}` (fingerprint `{str(backbone['fingerprint'])[:16]}`), not in here",
-        f"- support set: {sum(facts.get('shots', []))} images, "
-        + (f"{shots[0]} to {shots[-1]} per class" if shots else "none (zero-shot)")
-        + (
-            f", of other classes: {', '.join(map(str, facts['learned_on'][:20]))}"
-            if facts.get("learned_on")
-            else ""
-        ),
-        f"- hyper-parameters: selection `{facts['selection']}`, {facts.get('selected') or 'none selected'}",
-        f"- parameters: `{json.dumps(facts['parameters'])}`",
-        f"- templates: {facts.get('templates') or 'none'}",
-        f"- classes: {', '.join(names[:50])}{', ...' if len(names) > 50 else ''}",
-        *[f"- note: {note}" for note in facts.get("notes", [])],
-        f"- saved {facts.get('saved')} with {facts.get('versions')}",
-    ]
-    if backbone["name"] == "mini":
-        lines.append("\n`mini` is a demonstration backbone: don't judge the method by this accuracy.")
-    return "\n".join(lines) + "\n"

@@ -153,6 +153,8 @@ def fit(
         _say(f"{stopped} {out} holds it.")
         raise typer.Exit(130) from None
     seconds = time.perf_counter() - start
+    if shots:
+        clf.draw_ = {"data": folder.absolute().name, "shots": shots, "seed": seed}
     if calibrate is not None:
         given: dict[str, Any] = {} if seen is None else {"validation": seen}
         clf.calibrate(support, false_alarm=calibrate, **given)
