@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
+import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -126,3 +132,114 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
         return int(stop.value.code or 0), captured.out, captured.err
 
     return run
+
+
+CHANGING = (
+    "open", "replace", "rename", "link", "symlink", "unlink", "remove", "mkdir", "rmdir", "chmod", "fsync",
+    "truncate", "posix_fallocate",
+)  # fmt: skip
+"""Functions of `os` that may change what is on disk."""
+
+
+class Watched:
+    """A file whose writing may be stopped, half done."""
+
+    def __init__(self, file: Any, before: Callable[[str], None]) -> None:
+        self._file, self._before = file, before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, data: Any) -> int:
+        half = len(data) // 2
+        done = self._file.write(data[:half])
+        self._file.flush()
+        self._before("write")
+        return done + self._file.write(data[half:])
+
+
+@contextmanager
+def file_operations(before: Callable[[str], None]) -> Iterator[None]:
+    """Call `before` with the name of every operation that changes files, just before it is done."""
+
+    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **settings: Any) -> Any:
+            if name != "open" or (len(arguments) > 1 and arguments[1] & (os.O_WRONLY | os.O_RDWR)):
+                before(name)
+            return function(*arguments, **settings)
+
+        return call
+
+    def opening(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(file: Any, mode: str = "r", *arguments: Any, **settings: Any) -> Any:
+            if not set(mode) & set("wax+"):
+                return function(file, mode, *arguments, **settings)
+            before("open")
+            return Watched(function(file, mode, *arguments, **settings), before)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CHANGING:
+            if hasattr(os, name):
+                patch.setattr(os, name, watched(name, getattr(os, name)))
+        patch.setattr(io, "open", opening(io.open))
+        patch.setattr(builtins, "open", opening(builtins.open))
+        yield
+
+
+def dies_at(
+    number: int,
+    how: BaseException,
+    action: Callable[[], object],
+    *,
+    once: bool = False,
+    only: tuple[str, ...] = (),
+) -> str:
+    """Raise at the file operation of this number, and at all after it.
+
+    Parameters
+    ----------
+    number
+        Counted from 1, among the operations of `only` these names, or among all.
+    how
+        What is raised; an error of handful's may come of it.
+    action
+        What makes the operations.
+    once
+        The next operations work again.
+
+    Returns
+    -------
+    str
+        The operation that failed first; empty where the action ended before that.
+    """
+    seen: list[str] = []
+
+    def before(name: str) -> None:
+        if not only or name in only:
+            seen.append(name)
+            if len(seen) == number or (len(seen) > number and not once):
+                raise how
+
+    with file_operations(before):
+        try:
+            action()
+        except (type(how), handful.HandfulError):
+            if len(seen) < number:
+                raise
+    return seen[number - 1] if len(seen) >= number else ""
+
+
+@contextmanager
+def writes() -> Iterator[list[str]]:
+    """List the operations that change files."""
+    found: list[str] = []
+    with file_operations(found.append):
+        yield found

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, write_model
+from conftest import TINY, dies_at, write_model
 from safetensors.torch import load_file, save_file
 
 import handful
-from handful import checkpoint, files
+from handful import checkpoint
 
 FORMS = {
     "zero-shot": {},
@@ -164,7 +164,7 @@ def test_tensors_of_another_classifier_are_noticed(
 
 
 def test_whatever_moment_a_writer_dies_at_a_reader_finds_a_pair(
-    saved: Path, mini: handful.Backbone, support: handful.ImageSet, monkeypatch: pytest.MonkeyPatch
+    saved: Path, mini: handful.Backbone, support: handful.ImageSet
 ):
     """Die at the n-th file operation, for every n until one save goes through."""
     new = handful.TipAdapter(mini, alpha=9.0).fit(support[np.arange(0, len(support), 2)])
@@ -173,7 +173,7 @@ def test_whatever_moment_a_writer_dies_at_a_reader_finds_a_pair(
     for last in range(1, 60):
         shutil.rmtree(saved)
         shutil.copytree(saved.parent / "old", saved)
-        done = _die_after(last, monkeypatch, lambda: new.save(saved))
+        done = not dies_at(last, Killed(), lambda: new.save(saved))
         seen.add(handful.load(saved, mini).alpha)
         if done:
             break
@@ -185,31 +185,6 @@ def test_whatever_moment_a_writer_dies_at_a_reader_finds_a_pair(
 
 class Killed(BaseException):
     """The process is gone: nothing that runs afterwards may repair anything."""
-
-
-def _die_after(count: int, monkeypatch: pytest.MonkeyPatch, action) -> bool:
-    left = count
-
-    def guard(function):
-        def guarded(*arguments, **settings):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise Killed
-            return function(*arguments, **settings)
-
-        return guarded
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files.tempfile, "mkstemp", guard(files.tempfile.mkstemp))
-        patch.setattr(os, "fsync", guard(os.fsync))
-        for name in ("replace", "unlink", "chmod", "mkdir"):
-            patch.setattr(Path, name, guard(getattr(Path, name)))
-        try:
-            action()
-        except Killed:
-            return False
-    return True
 
 
 def test_a_folder_that_cannot_be_written_keeps_what_it_held(

@@ -268,8 +268,12 @@ class Job:
                 }  # fmt: skip
                 write_atomically(place, json.dumps(content).encode())
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_atomically(self.path, text.encode())
+        write_atomically(self.path, as_lines(lines))
+
+
+def as_lines(lines: list[Line]) -> bytes:
+    """Write lines out in ASCII: an error may name a file whose name is no Unicode, or ends a line."""
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def id_of(line: Line, test: str) -> str:
@@ -313,9 +317,8 @@ def run_bench(bench: Bench, jobs: int = 1, progress: bool | None = None) -> list
                 job.keep(found[job.id])
                 advance(1, note=f"{job.facts['data']}, {job.spec}, {job.draw.shots} shots")
     lines = [line for job in todo for line in found[job.id]]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     bench.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(bench.out / "results.jsonl", text.encode())
+    write_atomically(bench.out / "results.jsonl", as_lines(lines))
     return lines
 
 

@@ -7,7 +7,6 @@ formula belongs to one paper lies in that method's file.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -16,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.errors import CheckpointError, ParameterError, check_number
+from handful.errors import CheckpointError, DataError, ParameterError, check_number
 
 Shapes = dict[str, tuple[int | str, ...]]
 """Expected shapes by tensor name; a letter stands for any size, the same wherever it stands."""
+LARGEST = 1e30
+"""Of learned numbers: what float32 can still multiply."""
 CHUNK = 16_384
 """Cached keys that a cache head looks at together: bounds the memory over a million keys."""
 
@@ -251,13 +252,30 @@ def expect(tensors: dict[str, Tensor], shapes: Shapes) -> None:
         ]
         if list(tensor.shape) != known:
             raise CheckpointError(f"Got {name} of shape {list(tensor.shape)}, expected {list(shape)}.")
-        if wanted is torch.float32 and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{name} holds NaN or infinity: the file is damaged.")
+        if wanted is torch.float32 and tensor.numel():
+            low, high = tensor.aminmax()
+            if not (low >= -LARGEST and high <= LARGEST):
+                raise CheckpointError(
+                    f"{name} holds NaN, infinity or numbers beyond {LARGEST:g}: the file is damaged."
+                )
 
 
 def number(settings: dict[str, Any], name: str) -> float:
-    """Give a finite number of a head's settings."""
+    """Give a number of a head's settings that float32 can multiply."""
     try:
-        return check_number(name, settings.get(name), -math.inf)
+        found = check_number(name, settings.get(name), -LARGEST)
     except ParameterError as error:
         raise CheckpointError(f"In the head's settings: {error}") from error
+    if found > LARGEST:
+        raise CheckpointError(f"In the head's settings: got {name}={found:g}, expected at most {LARGEST:g}.")
+    return found
+
+
+def check_logits(logits: Tensor) -> Tensor:
+    """Give logits `[..., C]` back; refuse those that no class is the most likely of."""
+    if not torch.isfinite(logits.amax(-1)).all():
+        raise DataError(
+            "Got logits that are NaN or infinite, expected numbers: this classifier's tensors are damaged, "
+            "or the features too large. Fit it anew, or look at the features."
+        )
+    return logits

@@ -8,6 +8,7 @@ align. Its classifier and its choice of token are not published; these are ours 
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from handful.data import ImageSet, decode
 from handful.data.images import in_threads
 from handful.data.splits import draw
 from handful.errors import DataError, check_integer, unexpected
+from handful.files import write_atomically
 from handful.metrics import mean_spread
 from handful.progress import bar
 from handful.prompts import read_words
@@ -338,9 +340,10 @@ def write_analysis(found: LayerAnalysis, folder: Path) -> list[Path]:
     """Write `layers.json`, `layers.md` and `layers.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"layers.{kind}" for kind in ("json", "md", "png")]
-    paths[0].write_text(json.dumps(asdict(found), indent=1) + "\n")
-    paths[1].write_text(markdown(found))
-    draw_layers(found, paths[2])
+    contents = [(json.dumps(asdict(found), indent=1) + "\n").encode(), markdown(found).encode()]
+    contents.append(draw_layers(found))
+    for path, content in zip(paths, contents, strict=True):
+        write_atomically(path, content)
     return paths
 
 
@@ -365,8 +368,8 @@ def markdown(found: LayerAnalysis) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_layers(found: LayerAnalysis, path: Path) -> None:
-    """Draw accuracy and alignment against relative depth, the spread as a band."""
+def draw_layers(found: LayerAnalysis) -> bytes:
+    """Draw accuracy and alignment against relative depth, the spread as a band: a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -391,4 +394,6 @@ def draw_layers(found: LayerAnalysis, path: Path) -> None:
         axes.grid(alpha=0.3)
     left.legend()
     figure.suptitle(f"{found.backbone}: {', '.join(found.datasets)}")
-    figure.savefig(path, dpi=120)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=120)
+    return data.getvalue()

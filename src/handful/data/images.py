@@ -94,7 +94,7 @@ def decode(item: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
             return to_rgb(_from_memory(item))
         except DataError:
             raise
-        except (OSError, SyntaxError, ValueError, TypeError) as error:
+        except Exception as error:  # whatever a reader of image formats makes of damaged bytes
             raise DataError(f"Got an image in memory that can't be read: {error}.") from error
     return decode_bytes(content(item), str(item), max_pixels)
 
@@ -109,6 +109,8 @@ def decode_bytes(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
                 raise DataError(
                     f"{name}: {image.width} x {image.height} pixels, at most {max_pixels} allowed"
                 )
+            if 0 in image.size:
+                raise DataError(f"{name}: {image.width} x {image.height} pixels, expected at least one")
             if max(image.size) > MAX_ASPECT * min(image.size):
                 raise DataError(f"{name}: {image.width} x {image.height} pixels is too thin a strip")
             image.load()
@@ -119,7 +121,7 @@ def decode_bytes(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
         raise DataError(f"{name}: more pixels than the {max_pixels} allowed") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: not an image of a known format ({', '.join(FORMATS)})") from error
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError, MemoryError) as error:
+    except Exception as error:  # whatever a reader of image formats makes of damaged bytes
         raise DataError(f"{name}: damaged or truncated ({error})") from error
 
 
@@ -141,12 +143,13 @@ def _from_memory(item: object) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turn any Pillow mode into upright RGB on white."""
-    with suppress(
-        OSError, ValueError, SyntaxError, TypeError, KeyError
-    ):  # EXIF that can't be read leaves the pixels as they are
+    with suppress(Exception):  # EXIF that can't be read leaves the pixels as they are
         image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey = np.asarray(image, dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            grey = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(grey).all():
+            raise ValueError("pixels that are NaN or infinite")
         top = grey.max(initial=0.0)
         scale = (
             255.0

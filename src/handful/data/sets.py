@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -18,6 +19,8 @@ from handful.errors import DataError, unexpected
 from handful.types import ImageLike
 
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+LONGEST_NAME = 1000
+"""Characters of a class name; a text tower reads far fewer."""
 
 OnError = Literal["raise", "skip"]
 Rows: TypeAlias = Sequence[int] | Sequence[bool] | slice | np.ndarray[Any, Any]
@@ -177,13 +180,15 @@ class ImageSet:
         files: list[tuple[Path, str]] = []
         names: list[str] = []
         empty: list[str] = []
-        loose = [path for path in root.iterdir() if path.is_file() and not _is_system(path)]
+        loose = [path for path in root.iterdir() if not path.is_dir() and not _is_system(path)]
+        bad = [LeftOut(str(path), "lies beside the class folders, in none of them") for path in loose]
         for path in classes:
-            inside = sorted(found for found in path.rglob("*") if found.is_file())
+            inside = [found for found in sorted(path.rglob("*")) if not found.is_dir()]
             inside = [found for found in inside if not _is_system(found)]
             (empty if not inside else names).append(path.name)
-            files += [(found, path.name) for found in inside]
-        bad = [LeftOut(str(path), "lies beside the class folders, in none of them") for path in loose]
+            files += [(found, path.name) for found in inside if found.is_file()]
+            odd = [found for found in inside if not found.is_file()]
+            bad += [LeftOut(str(found), "a link to nothing, or no file") for found in odd]
         return _assemble(files, names, on_error, verify, bad, empty)
 
     @classmethod
@@ -220,8 +225,15 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
         raise DataError(f"Got an empty class name at position {words.index('')}, expected a word.")
     if "�" in "".join(words) or any(not name.isprintable() for name in words):
         raise DataError("Got a class name that is not readable text (UTF-8). Rename its folder.")
+    longest = max(words, key=len)
+    if len(longest) > LONGEST_NAME:
+        raise DataError(
+            f"Got a class name of {len(longest)} characters, {longest[:60]!r}..., expected at most "
+            f"{LONGEST_NAME}. Shorten it."
+        )
     folded = [word.casefold() for word in words]
-    twice = sorted({word for word, low in zip(words, folded, strict=True) if folded.count(low) > 1})
+    count = Counter(folded)
+    twice = sorted({word for word, low in zip(words, folded, strict=True) if count[low] > 1})
     if twice:
         raise DataError(f"Got duplicate class names {twice[:5]}. Rename them so that each is one class.")
     return words

@@ -27,7 +27,7 @@ from handful.estimator.encoding import Encoding
 from handful.estimator.inputs import Task, Validation, is_encoded, match_names, read_labels
 from handful.estimator.keeping import describe, for_classes, restore, training_key
 from handful.features import Features
-from handful.heads import Head, Shapes, image_features
+from handful.heads import Head, Shapes, check_logits, image_features
 from handful.metrics import accuracy
 from handful.types import ImageLike, Labels
 
@@ -35,7 +35,7 @@ SCALE = 100.0
 """CLIP's inverse temperature, for features that come without a backbone."""
 TAKEN = (
     "head_", "selection_", "selected_", "notes_", "losses_", "learned_on_", "templates_", "support_",
-    "shots_", "fingerprint_", "calibration_",
+    "shots_", "fingerprint_", "calibration_", "draw_",
 )  # fmt: skip
 """What a fit finds out."""
 
@@ -76,6 +76,8 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
     support_: list[str]
     shots_: list[int]
     calibration_: Calibration | None = None
+    draw_: dict[str, Any] | None = None
+    """Where the support set was drawn from, and how, for whoever reads the card."""
     fitted_with_: dict[str, Any]
     class_names_: tuple[str, ...]
     classes_: NDArray[Any]
@@ -157,18 +159,19 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
         if features is not None and backbone is not None and not width:
             width = backbone.joint_width  # of crops, which go through it
         joint = text.shape[1] if text is not None else 0
-        if self.uses_tower and backbone is not None:
-            joint = backbone.joint_width
-        if width and joint and width != joint:
+        space = 0 if backbone is None else backbone.joint_width
+        if len({width, joint, space} - {0}) > 1:
             raise DataError(
-                f"Got features {width} wide and class weights {joint} wide, expected one joint space."
+                f"Got features {width} wide, class weights {joint} wide and a backbone of {space} (0: none "
+                "given), expected one joint space. Leave out what is of another one."
             )
         scale = SCALE if backbone is None else backbone.scale
         fitted = clone(self)._begin(self._templates(class_weights))  # one that fails leaves the last whole
         views = getattr(self, "views", 0)
         if views and is_encoded(images):
             fitted.notes_.append(f"views={views} was not used: features were given.")
-        seen = None if validation is None else self._validation(validation, names, classes, joint or width)
+        width = joint or width or space
+        seen = None if validation is None else self._validation(validation, names, classes, width)
         if seen is not None and self.selection not in ("val", "oracle"):
             fitted.notes_.append(f"validation was not used: selection is {self.selection!r}.")
         task = Task(features, rows, names, text, scale, backbone, seen)
@@ -189,7 +192,7 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
         """Set what a fit writes down, before it has written anything."""
         self.selection_, self.selected_, self.notes_, self.losses_ = self.selection, {}, [], []
         self.learned_on_, self.templates_, self.support_ = [], templates, []
-        self.calibration_ = None
+        self.calibration_, self.draw_ = None, None
         return self
 
     # -- online: no training ---------------------------------------------------------------------
@@ -288,7 +291,7 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
         """Give logits `[N, C]`."""
         head = self.fitted_head()
         parts = [head.logits(part) for part in self.query(images)]
-        return torch.cat(parts).numpy()
+        return check_logits(torch.cat(parts)).numpy()
 
     def transform(self, images: Any) -> NDArray[np.float32]:
         """Give unit image features `[N, E]`: adapted, where the method adapts images, else the backbone's."""
@@ -301,7 +304,7 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Turn logits `[..., C]` into probabilities, as calibrated."""
-        return torch.softmax(logits / self.temperature, -1)
+        return torch.softmax(check_logits(logits / self.temperature), -1)
 
     @property
     def temperature(self) -> float:
@@ -369,10 +372,10 @@ class FewShotClassifier(ClassifierMixin, Encoding):  # type: ignore[misc]
         """
         self.fitted_head()
         self.calibration_ = calibrate(self, images, labels, false_alarm, folds, given)
-        if self.calibration_.threshold == -1:
+        if not self.calibration_.can_tell_unknown:
             self.notes_ = [*self.notes_, (
-                f"{self.calibration_.images} held-out images are too few for a false-alarm rate of "
-                f"{false_alarm:g}: no image is called unknown."
+                f"{self.calibration_.images} held-out images are too few to call any image unknown at a "
+                f"false-alarm rate of {false_alarm:g}."
             )]  # fmt: skip
         return self
 

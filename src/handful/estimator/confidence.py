@@ -65,6 +65,11 @@ class Calibration:
     folds: int
     means: Tensor = field(compare=False, repr=False)
 
+    @property
+    def can_tell_unknown(self) -> bool:
+        """Whether there were enough images for the rate: else nothing is called unknown."""
+        return self.threshold > -1
+
     def facts(self) -> dict[str, float]:
         """The numbers alone, as a checkpoint's facts hold them; the means are among its tensors."""
         return {name: value for name, value in vars(self).items() if name != "means"}
@@ -185,7 +190,7 @@ def tell(clf: FewShotClassifier, read: Tensor, unknown: float | str | None = Non
     return probabilities, known.familiarity(image_features(head, read)) < known.threshold
 
 
-def read_calibration(facts: Any, means: Tensor | None, classes: int) -> Calibration | None:
+def read_calibration(facts: Any, means: Tensor | None, classes: int, width: int) -> Calibration | None:
     """Check what a checkpoint says of a calibration.
 
     Raises
@@ -197,12 +202,12 @@ def read_calibration(facts: Any, means: Tensor | None, classes: int) -> Calibrat
         return None
     if not isinstance(facts, dict) or means is None:
         raise CheckpointError("The calibration is damaged: its numbers or its class means are missing.")
-    expect({MEANS: means}, {MEANS: (classes, "E")})
+    expect({MEANS: means}, {MEANS: (classes, width)})
     try:
         found = Calibration(**facts, means=means)
         check_number("threshold", found.threshold, -1)
         check_number("false_alarm", found.false_alarm, 0)
-        check_number("temperature", found.temperature, 0, above=True)
+        check_number("temperature", found.temperature, TEMPERATURES[0] / 2)
         for name in ("images", "folds"):
             check_integer(name, getattr(found, name), 0)
     except (TypeError, ParameterError) as error:

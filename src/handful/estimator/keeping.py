@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
 from handful.data.sets import check_names
-from handful.errors import CheckpointError, FingerprintError
+from handful.errors import CheckpointError, DataError, FingerprintError
 from handful.estimator.confidence import MEANS, read_calibration
 from handful.estimator.inputs import Task
 from handful.heads import Place, expect
@@ -42,8 +43,12 @@ def describe(clf: FewShotClassifier) -> dict[str, Any]:
         "classes": clf.classes_.tolist(),
         "shots": clf.shots_,
         "support": clf.support_,
+        "draw": clf.draw_ or {},
         "learned_on": clf.learned_on_,
-        "backbone": {"name": getattr(backbone, "name", backbone), "fingerprint": clf.fingerprint_},
+        "backbone": {
+            "name": getattr(backbone, "name", backbone) if clf.fingerprint_ else None,
+            "fingerprint": clf.fingerprint_,
+        },
         "templates": clf.templates_,
         "selection": clf.selection_,
         "selected": json.loads(json.dumps(clf.selected_, default=_plain)),
@@ -93,23 +98,36 @@ def restore(
     names, kind = facts["class_names"], facts["head"].get("kind")
     means = tensors.get(MEANS)
     tensors = {name: tensor for name, tensor in tensors.items() if name != MEANS}
-    fine = names and all(isinstance(name, str) for name in names)
-    if not fine or kind != cls.head_type.kind:
-        raise CheckpointError(
-            f"Expected class names and a head of kind {cls.head_type.kind!r}, got {kind!r}."
-        )
-    classes = facts.get("classes", names)
-    one_kind = isinstance(classes, list) and len({type(c) for c in classes} & {str, int}) == 1
-    if not one_kind or not len(set(map(str, classes))) == len(classes) == len(names) == len(set(names)):
-        raise CheckpointError("Expected as many different classes as class names, texts or integers.")
+    if kind != cls.head_type.kind:
+        raise CheckpointError(f"Expected a head of kind {cls.head_type.kind!r}, got {kind!r}.")
+    classes = _classes(facts)
     clf = _unfitted(cls, facts, backbone)
-    clf.class_names_, clf.classes_ = tuple(names), np.array(classes)
+    clf.class_names_, clf.classes_ = tuple(names), classes
     shapes = clf.learned_shapes(len(names), backbone)
     if shapes:
         expect({name: tensor for name, tensor in tensors.items() if name != "class_weights"}, shapes)
     clf.head_ = cls.head_type.restore(tensors, facts["head"], Place(clf.class_names_, backbone))
-    clf.calibration_ = read_calibration(facts.get("calibration"), means, len(names))
+    if backbone is not None and clf.head_.width != backbone.joint_width:
+        raise CheckpointError(
+            f"Got a head that reads features {clf.head_.width} wide, expected {backbone.joint_width}, as the "
+            f"backbone {backbone.title!r} gives."
+        )
+    clf.calibration_ = read_calibration(facts.get("calibration"), means, len(names), clf.head_.width)
     return clf
+
+
+def _classes(facts: dict[str, Any]) -> NDArray[Any]:
+    """Give what predict answers with, `[C]`: the class names, or the integers that they write out."""
+    names, classes = facts["class_names"], facts.get("classes", facts["class_names"])
+    try:
+        clean = names == list(check_names(names))
+    except DataError as error:
+        raise CheckpointError(f"The class names are damaged: {error}") from error
+    one_kind = isinstance(classes, list) and {type(value) for value in classes} in ({str}, {int})
+    found = np.array(classes) if one_kind and list(map(str, classes)) == names else np.array([])
+    if not clean or found.dtype.kind not in "iuU":
+        raise CheckpointError("Expected class names as fit writes them, and the same as classes.")
+    return found
 
 
 def for_classes(
@@ -145,7 +163,7 @@ def _unfitted(cls: type[Classifier], facts: dict[str, Any], backbone: Backbone |
         raise CheckpointError(f"Unknown parameters {sorted(set(facts['parameters']) - known)}.")
     kinds: dict[str, type] = {
         "selected": dict, "notes": list, "shots": list, "support": list, "learned_on": list,
-        "templates": list,
+        "templates": list, "draw": dict,
     }  # fmt: skip
     for key, expected in kinds.items():
         if not isinstance(facts.get(key, expected()), expected):
@@ -171,6 +189,7 @@ def _unfitted(cls: type[Classifier], facts: dict[str, Any], backbone: Backbone |
     clf.selection_, clf.selected_ = facts["selection"], facts.get("selected", {})
     clf.notes_, clf.losses_, clf.support_ = facts.get("notes", []), [], facts.get("support", [])
     clf.learned_on_, clf.templates_ = facts.get("learned_on", []), facts.get("templates", [])
+    clf.draw_ = facts.get("draw") or None
     return clf
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from handful.backbones import Backbone
 from handful.errors import ParameterError, check_integer
 from handful.estimator import FewShotClassifier, Task
-from handful.heads import Head, Place, Shapes, number
+from handful.heads import Head, Place, Shapes, expect, number
 from handful.prompts import read_words, with_context
 from handful.towers import text_pass
 from handful.train import Recipe, seeded, train_on
@@ -102,8 +102,19 @@ class ConditionalHead:
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
         """Check and build."""
+        expect(tensors, _shapes("E", "D", "R"))
         learner = None if place.backbone is None else restore(place.backbone, place.class_names, tensors)
         return cls(tensors, learner, number(settings, "scale"))
+
+
+def _shapes(joint: int | str, width: int | str, rank: int | str) -> Shapes:
+    return {
+        "context": ("M", width),
+        "meta_net.linear1.weight": (rank, joint),
+        "meta_net.linear1.bias": (rank,),
+        "meta_net.linear2.weight": (width, rank),
+        "meta_net.linear2.bias": (width,),
+    }
 
 
 def restore(
@@ -196,15 +207,9 @@ class CoCoOp(FewShotClassifier):
 
     def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:
         """Context and meta-net."""
-        joint, width = (backbone.joint_width, backbone.text.width) if backbone else ("E", "D")
-        rank = max(joint // REDUCTION, 1) if isinstance(joint, int) else "R"
-        return {
-            "context": ("M", width),
-            "meta_net.linear1.weight": (rank, joint),
-            "meta_net.linear1.bias": (rank,),
-            "meta_net.linear2.weight": (width, rank),
-            "meta_net.linear2.bias": (width,),
-        }
+        if backbone is None:
+            return _shapes("E", "D", "R")
+        return _shapes(backbone.joint_width, backbone.text.width, max(backbone.joint_width // REDUCTION, 1))
 
     def build(self, task: Task, learned: dict[str, Tensor]) -> ConditionalHead:
         """Keep context, meta-net and the way through the text tower."""

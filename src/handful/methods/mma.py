@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -254,7 +255,7 @@ class MmaHead(TextHead):
 def layout(learned: dict[str, Tensor]) -> tuple[list[str], list[int], bool]:
     """Read sides, numbers of blocks, and whether the projection is shared, from tensor names."""
     parts = [name.split(".") for name in learned]
-    parts = [part for part in parts if len(part) == 4 and part[2].isdecimal()]
+    parts = [part for part in parts if len(part) == 4 and re.fullmatch("[0-9]{1,4}", part[2])]
     sides = sorted({part[1] for part in parts if part[0] == "down"} & set(SIDES["both"]))
     numbers = sorted({int(part[2]) for part in parts})
     if not sides or not numbers:

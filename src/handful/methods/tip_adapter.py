@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from handful.backbones import Backbone
 from handful.errors import check_number, unexpected
 from handful.estimator import FewShotClassifier, Task
-from handful.heads import CacheHead, Head
+from handful.heads import LARGEST, CacheHead, Head
 from handful.search import Found, best_cache, best_cache_inside, cache_ranges
 from handful.selection import check_selection, shot_numbers, smallest_class
 from handful.train import Batch, seeded, shuffled, tip_recipe, train
 
 BATCH_SIZE = 256
-LARGEST = 1e30
-"""Of alpha and beta: what float32 can still multiply."""
 Selection = Literal["fixed", "support", "val", "oracle"]
 
 
