@@ -137,8 +137,8 @@ def _data(facts: dict[str, Any]) -> str:
     if isinstance(draw, dict) and draw:
         found = {name: _plain(value) for name, value in draw.items()}
         lines.append(
-            f"- drawn from {found.get('data')}: {found.get('shots')} images for each class, CoOp's draw of seed "
-            f"{found.get('seed')}"
+            f"- drawn from {found.get('data')}: {found.get('shots')} images for each class, CoOp's draw of "
+            f"seed {found.get('seed')}"
         )
     if learned_on:
         lines.append(f"- learned on images of other classes: {_list(learned_on, 20)}")
@@ -173,8 +173,8 @@ def _scores(facts: dict[str, Any]) -> str:
         lines += [
             "",
             f"Probabilities are calibrated on {found.get('images')} held-out images: temperature "
-            f"{found.get('temperature')}. Where it is asked to, it calls an image unknown whose cosine to the "
-            f"nearest class mean is below {found.get('threshold')}; stated rate of false alarms: "
+            f"{found.get('temperature')}. Where it is asked to, it calls an image unknown whose cosine to "
+            f"the nearest class mean is below {found.get('threshold')}; stated rate of false alarms: "
             f"{found.get('false_alarm')}.",
         ]
     return "\n".join(lines)

@@ -300,7 +300,9 @@ def class_sheet(found: Group, test: str, names: Sequence[str]) -> Sheet | None:
 
     def by_class(method: str) -> NDArray[np.float64]:
         lines = found.select(method, test, shots)
-        return np.nanmean([np.array(line["per_class"], dtype=float) for line in lines], axis=0)
+        values = np.array([line["per_class"] for line in lines], dtype=float)
+        counted = (~np.isnan(values)).sum(0)
+        return np.nansum(values, axis=0) / np.where(counted, counted, np.nan)  # a class may have no image
 
     before, after = by_class("zero-shot"), by_class(best)
     order = np.argsort(after - before, kind="stable")
