@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -225,6 +227,28 @@ def test_taps_leave_after_an_error_too(tiny: handful.Backbone):
     block = tiny.text.blocks[0]
     assert not block.module._forward_pre_hooks
     assert type(block.mlp.c_fc) is nn.Linear
+
+
+def test_threads_share_a_tower_and_a_tap_is_its_own(tapped):
+    tower, run_it, _ = tapped
+    before, begun = run_it(), threading.Barrier(3)
+
+    def plain() -> float:
+        begun.wait()
+        return max(float((run_it() - before).abs().max()) for _ in range(20))
+
+    def tap() -> float:
+        begun.wait()
+        found = []
+        for _ in range(20):
+            with Taps(tower) as taps:
+                taps.before(0, lambda x: 2 * x + 1)
+                found.append(run_it())
+        return max(float((one - found[0]).abs().max()) for one in found)
+
+    with ThreadPoolExecutor(3) as pool:
+        differences = [one.result() for one in [pool.submit(fn) for fn in (plain, plain, tap)]]
+    assert max(differences) < 1e-4
 
 
 def test_a_tower_without_seams_says_so(tiny: handful.Backbone, tmp_path: Path):

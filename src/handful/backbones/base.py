@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
@@ -25,7 +26,7 @@ class Backbone:
     """A frozen image-text model.
 
     Made by `handful.load_backbone`. Never copied: `sklearn.clone` and `copy.deepcopy` give the
-    backbone itself, so any number of estimators share one.
+    backbone itself, so any number of estimators, and of threads, share one.
 
     Attributes
     ----------
@@ -163,7 +164,7 @@ class Backbone:
 
         The second is None where the tower has no final linear projection.
         """
-        with self.autocast():
+        with self.image.busy, self.autocast():
             hidden, project = split_projection(_attribute(self.model, "visual"), pixels.to(self.device))
             features = project(hidden)
         return features.float(), hidden.float() if hidden is not features else None
@@ -171,7 +172,7 @@ class Backbone:
     @torch.no_grad()
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Encode tokens `[N, L]` to raw (un-normalised) features `[N, E]` in float32."""
-        with self.autocast():
+        with self.text.busy, self.autocast():
             return _attribute(self.model, "encode_text")(tokens.to(self.device)).float()
 
     def _choose_dtype(self, dtype: str | torch.dtype) -> torch.dtype:
@@ -239,21 +240,18 @@ def choose_device(device: str | torch.device) -> torch.device:
 def split_projection(visual: nn.Module, pixels: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Run an image tower up to its final projection, and give that projection as a function.
 
-    The tower runs once, with the identity in the projection's place; where it has no final linear
-    projection, the features come first and the function gives them back.
+    The tower runs once, without the projection; where it has no final linear projection, the features
+    come first and the function gives them back.
     """
     proj = getattr(visual, "proj", None)
     if isinstance(proj, Tensor):  # open_clip's ViT: [H, E]
-        hidden = torch.func.functional_call(visual, {"proj": _eye(proj, 0)}, (pixels,))
-        return hidden, lambda x: x @ proj
-    attention_pool = getattr(visual, "attnpool", None)
-    if attention_pool is not None:  # ModifiedResNet: c_proj is Linear(H, E)
-        weight, bias = attention_pool.c_proj.weight, attention_pool.c_proj.bias
-        swapped = {
-            "attnpool.c_proj.weight": _eye(weight, 1),
-            "attnpool.c_proj.bias": bias.new_zeros(weight.shape[1]),
-        }
-        hidden = torch.func.functional_call(visual, swapped, (pixels,))
+        return _twin(visual, proj=None)(pixels), lambda x: x @ proj
+    pool = getattr(visual, "attnpool", None)
+    if pool is not None:  # ModifiedResNet: c_proj is Linear(H, E), and its attention wants one
+        weight, bias = pool.c_proj.weight, pool.c_proj.bias
+        eye = torch.eye(weight.shape[1]).to(weight)
+        plain = _twin(pool.c_proj, weight=eye, bias=torch.zeros_like(weight[0]))
+        hidden = _twin(visual, attnpool=_twin(pool, c_proj=plain))(pixels)
         return hidden, lambda x: nn.functional.linear(x, weight, bias)
     trunk, head = getattr(visual, "trunk", None), getattr(visual, "head", None)
     if trunk is not None and head is not None and set(head._modules) == {"drop", "proj"}:
@@ -261,5 +259,9 @@ def split_projection(visual: nn.Module, pixels: Tensor) -> tuple[Tensor, Callabl
     return visual(pixels), lambda x: x
 
 
-def _eye(weight: Tensor, dim: int) -> Tensor:
-    return torch.eye(weight.shape[dim], dtype=weight.dtype, device=weight.device)
+def _twin(module: nn.Module, **other: Tensor | nn.Module | None) -> nn.Module:
+    """Give a module that shares all but some parameters or children with another, which stays as it is."""
+    twin = copy.copy(module)
+    twin._parameters = {name: other.get(name, own) for name, own in module._parameters.items()}  # type: ignore
+    twin._modules = {name: other.get(name, own) for name, own in module._modules.items()}  # type: ignore
+    return twin

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
@@ -69,6 +70,8 @@ class Tower:
     """Whether the feature is read at the first token alone, so that `leave` needs no other."""
     absent: str = ""
     """Why there are no seams, when there are none."""
+    busy: Any = field(default_factory=RLock, compare=False, repr=False)
+    """Held by the thread that runs the whole tower or has tapped it: a hook is seen by all who run."""
 
     def ends(self, tokens: Tensor) -> Tensor:
         """Give the position `[N]` at which a causal tower reads the feature of tokens `[N, L]`."""

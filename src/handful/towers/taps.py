@@ -28,6 +28,8 @@ class _Arrived(Exception):
 class Taps:
     """Functions on their way into a tower. Use it as a context, and leave it after `backward`.
 
+    Other threads that want to run the tower wait until it is left.
+
     Functions see tokens as `[N, L, D]` and give as many; prompts overwrite placeholders, none insert.
 
     Parameters
@@ -42,10 +44,14 @@ class Taps:
         self._parametrized: list[tuple[nn.Module, str]] = []
 
     def __enter__(self) -> Self:
+        self.tower.busy.acquire()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.detach()
+        try:
+            self.detach()
+        finally:
+            self.tower.busy.release()
 
     def on_embed(self, fn: Tokens) -> None:
         """Put `fn` after the token (or patch) embedding, before positions are added."""
