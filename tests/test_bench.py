@@ -248,6 +248,9 @@ def test_the_oracle_is_the_one_that_reads_it(data: Dataset, mini: handful.Backbo
     (draw,) = few_shot_draws(data.part("train"), data.part("test"), (2,), (1,))
     clf = fit(handful.TipAdapter(mini, selection="oracle"), draw)
     assert clf.selection_ == "oracle"
+    for draw in cross_category(mini, data, (2,), (1,)):
+        for cls in (handful.TipAdapter, handful.TipAdapterF):  # given all classes, and base alone
+            assert fit(cls(mini, selection="oracle", views=0), draw).selection_ == "oracle"
 
 
 # -- figures of merit --------------------------------------------------------------------------------

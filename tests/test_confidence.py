@@ -37,6 +37,13 @@ def test_the_temperature_is_the_one_that_labels_were_drawn_with():
         assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.1)
 
 
+@pytest.mark.parametrize("count", [2, 6, 40])
+def test_a_few_images_that_are_all_right_make_nobody_certain(count: int):
+    labels = torch.arange(2).repeat(count // 2)
+    assert 0.5 < fit_temperature(5 * torch.eye(2)[labels], labels) < 1
+    assert fit_temperature(-50 * torch.eye(2)[labels], labels) > 10  # but all wrong and certain
+
+
 def test_false_alarms_are_as_rare_as_stated():
     """Conformal: over many draws, at most the stated share of known images is below the threshold."""
     generator = np.random.default_rng(0)

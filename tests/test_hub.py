@@ -221,7 +221,7 @@ def test_push_and_pull_through_the_hub(saved: Path, hub: Hub, tmp_path: Path):
     assert sorted(contents(hub.folder)) == FILES
     card = (hub.folder / "README.md").read_text()
     assert "handful pull me/digits --out digits" in card
-    assert 'handful.load(pull("me/digits", "digits"))' in card
+    assert 'handful.load(handful.pull("me/digits", "digits"))' in card
     assert is_own(card.encode())
     assert pull("me/digits", tmp_path / "out", revision="v1") == tmp_path / "out"
     assert contents(tmp_path / "out") == contents(hub.folder)

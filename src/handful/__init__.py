@@ -31,7 +31,9 @@ if TYPE_CHECKING:
         WeightsUnavailable,
     )
     from handful.estimator import FewShotClassifier
+    from handful.export import export_onnx
     from handful.features import Features, encode
+    from handful.hub import pull, push
     from handful.meta_training import meta_train
     from handful.methods import (
         METHODS,
@@ -71,7 +73,9 @@ _ROOMS = {
         "WeightsUnavailable",
     ),
     "estimator": ("FewShotClassifier",),
+    "export": ("export_onnx",),
     "features": ("Features", "encode"),
+    "hub": ("pull", "push"),
     "methods": (
         "METHODS",
         "MMA",
@@ -130,11 +134,14 @@ __all__ = [
     "ZeroShot",
     "class_weights",
     "encode",
+    "export_onnx",
     "few_shot",
     "load",
     "load_backbone",
     "load_refiner",
     "meta_train",
+    "pull",
+    "push",
     "read_coco",
     "read_split_zhou",
     "refine",

@@ -189,11 +189,10 @@ def _use(facts: dict[str, Any], repo: str) -> str:
     shell += [] if extra else [f"handful predict {folder} photo.jpg"]
     lines = ["`FOLDER` is the folder that this card lies in.\n"] if not repo else []
     lines += ["```shell", *shell, "```\n"] if shell else []
-    get = f'pull("{repo}", "{folder}")' if repo else f'"{folder}"'
+    get = f'handful.pull("{repo}", "{folder}")' if repo else f'"{folder}"'
     lines += [
         "```python",
         "import handful",
-        *(["from handful.hub import pull"] if repo else []),
         "",
         f"clf = handful.load({get}{extra})",
         'clf.predict(["photo.jpg"])',

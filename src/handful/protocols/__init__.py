@@ -185,6 +185,9 @@ def fit(method: FewShotClassifier, draw: Draw) -> FewShotClassifier:
     """Fit a clone on a draw's support set. It is given no test image, but for `selection="oracle"`."""
     support = draw.everyone if draw.everyone is not None and method.online else draw.support
     seen = {"val": draw.validation, "oracle": next(iter(draw.tests.values()))}.get(method.selection)
+    if seen is not None:
+        names = set(support.class_names)
+        seen = seen.of_classes([row for row, name in enumerate(seen.class_names) if name in names])
     return clone(method).fit(support, validation=seen)
 
 
