@@ -81,6 +81,7 @@ DTYPES = (
     torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool,
     torch.complex64,
 )  # fmt: skip
+INTEGERS = (torch.int64, torch.int32, torch.uint8)
 DEEP = "stands for deep nesting"
 NUMBERS = (math.nan, math.inf, -math.inf, 0.0, -1.0, 1e38, -3e38, 1e-45, 1e15, 99.0)
 
@@ -337,7 +338,7 @@ def change_tensor(saved: Saved, rng: random.Random, _: dict[str, Saved]) -> str:
         saved.tensors[other], new = new, saved.tensors[other].clone()
         way = f"swapped with {other}"
     elif way == "dtype":
-        new = new.to(rng.choice(DTYPES))
+        new = (new.real if new.is_complex() else new).to(rng.choice(DTYPES))
     elif way == "shape":
         shapes = [(-1,), (1, *old.shape), (*old.shape, 1), old.shape[::-1], (), (0,), (0, 5)]
         shape = rng.choice(shapes)
@@ -353,6 +354,8 @@ def change_tensor(saved: Saved, rng: random.Random, _: dict[str, Saved]) -> str:
         number = rng.choice(NUMBERS)
         if not old.is_floating_point():
             number = float(rng.choice([-1, 0, 3, 10**6, -(10**15)]))
+        if old.dtype in INTEGERS:  # torch writes no other
+            number = min(max(int(number), torch.iinfo(old.dtype).min), torch.iinfo(old.dtype).max)
         if way == "one":
             new.view(-1)[rng.randrange(old.numel())] = number
         else:

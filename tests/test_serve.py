@@ -52,7 +52,9 @@ def models(
 ) -> dict[str, handful.FewShotClassifier]:
     folder = tmp_path_factory.mktemp("models")
     made = {
-        "tip": handful.TipAdapter(mini).fit(support).calibrate(support),
+        "tip": handful.TipAdapter(mini, alpha=40.0, beta=2.0, templates="imagenet7")
+        .fit(support)
+        .calibrate(support),
         "probe": handful.LinearProbe(mini).fit(support),
         "inside": handful.MMA(mini, epochs=1, views=0, width=4).fit(support),
     }
@@ -317,10 +319,10 @@ def test_a_classifier_in_the_making(client: TestClient, digits: Path, mini, tmp_
     assert state["milliseconds"] < 1000
     told = client.post(f"{at}/predict", files={"images": ("t.png", test["seven"].read_bytes())}).json()
     assert told["support"][0]["has_picture"]
-    fresh = handful.TipAdapter(mini).fit(
-        [*of["three"][:3], *of["seven"][:3]], ["three"] * 3 + ["seven"] * 3, class_names=["three", "seven"]
-    )
-    fresh.calibrate([*of["three"][:3], *of["seven"][:3]], ["three"] * 3 + ["seven"] * 3)
+    shown = [*of["three"][:3], *of["seven"][:3]], ["three"] * 3 + ["seven"] * 3
+    fresh = handful.TipAdapter(mini, selection="support").fit(*shown, class_names=["three", "seven"])
+    fresh = handful.TipAdapter(mini, **fresh.selected_).fit(*shown, class_names=["three", "seven"])
+    fresh.calibrate(*shown)
     assert told["predictions"][0]["class"] == fresh.predict([test["seven"]])[0]
     assert told["predictions"][0]["probability"] == pytest.approx(
         fresh.predict_proba([test["seven"]]).max(), abs=1e-4
@@ -366,9 +368,15 @@ def test_a_classifier_in_the_making(client: TestClient, digits: Path, mini, tmp_
     assert state["milliseconds"] < 1000
 
 
-def test_a_saved_classifier_is_corrected(client: TestClient, held_out: handful.ImageSet):
+def test_a_saved_classifier_is_corrected(client: TestClient, models, held_out: handful.ImageSet):
     state = client.post("/drafts", json={"model": "tip"}).json()
     assert [len(one["images"]) for one in state["classes"]] == [4] * 10
+    # it is the classifier that was saved: its numbers, its templates
+    told = client.post(f"/drafts/{state['id']}/predict", content=Path(held_out.items[0]).read_bytes()).json()
+    told = {one["class"]: one["probability"] for one in told["predictions"]}
+    want = models["tip"].decision_function(held_out[:1])[0]
+    best = [models["tip"].class_names_[row] for row in want.argsort()[::-1]]
+    assert sorted(told, key=lambda name: -told[name]) == best
     assert not state["classes"][0]["images"][0]["has_picture"]
     image = client.get(f"/drafts/{state['id']}/images/0")
     assert (image.status_code, "no picture" in image.json()["detail"]) == (404, True)

@@ -437,6 +437,6 @@ class MMA(FewShotClassifier):
     @torch.no_grad()
     def build(self, task: Task, learned: dict[str, Tensor]) -> MmaHead:
         """Collapse the text side to class weights; keep the image side."""
-        alpha = float(self.alpha)
+        alpha = check_number("alpha", self.alpha, 0)
         weights = self.learner(task, rebuild(learned, alpha)).class_weights()
         return MmaHead(weights.cpu(), task.scale, learned, alpha, task.backbone)

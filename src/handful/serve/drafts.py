@@ -25,12 +25,15 @@ from handful.data.images import decode_bytes
 from handful.data.sets import check_names, clean_name
 from handful.errors import DataError, HandfulError, unexpected
 from handful.estimator import FewShotClassifier
+from handful.estimator.confidence import Calibration
 from handful.features import Features
 from handful.methods import METHODS, load
 from handful.serve.engine import Limits, unknown_of
 
 ONLINE = ("tip-adapter", "meta-adapter")
 """Methods that learn from images with no training."""
+BEGUN: dict[str, dict[str, Any]] = {"tip-adapter": {"selection": "support"}}
+"""Parameters of a new draft's methods; an opened classifier brings its own."""
 THUMBNAIL = 192
 Listed = list[list[tuple[str, bytes | None]]]
 """Images of each class: what they are called, and their files where they are known."""
@@ -71,6 +74,7 @@ class Draft:
         self.methods = methods
         self.classes: dict[str, list[Picture]] = {}
         self.clf: FewShotClassifier | None = None
+        self.given = dict(BEGUN)
         self.seconds, self._next = 0.0, 0
         self.method = self._known(method)
 
@@ -155,13 +159,22 @@ class Draft:
             return METHODS["zero-shot"](self.backbone).fit(class_names=list(classes))
         values = torch.stack([picture.feature for _, picture in held])[:, None]
         features, labels = Features(values, None, self.backbone.fingerprint), [name for name, _ in held]
-        clf = METHODS[self.method](self.backbone).fit(features, labels, class_names=list(classes))
+        clf = METHODS[self.method](self.backbone, **self.given.get(self.method, {}))
+        clf.fit(features, labels, class_names=list(classes))
         clf.support_ = [picture.title for _, picture in held]
         shots = [len(own) for own in classes.values()]
         if min(shots) and max(shots) > 1:
-            head: Any = clf.fitted_head()
-            clf.calibrate(features, labels, class_weights=head.class_weights)
+            clf.calibration_ = self._calibrated(clf, features, labels)
         return clf
+
+    def _calibrated(
+        self, clf: FewShotClassifier, features: Features, labels: list[str]
+    ) -> Calibration | None:
+        """Calibrate with what was chosen, chosen: a search in each fold would take seconds."""
+        head: Any = clf.fitted_head()
+        twin = METHODS[self.method](self.backbone, **settled(clf))
+        twin.fit(features, labels, class_names=clf.class_names_, class_weights=head.class_weights)
+        return twin.calibrate(features, labels, class_weights=head.class_weights).calibration_
 
     # -- looking -----------------------------------------------------------------------------------
 
@@ -252,6 +265,11 @@ class Draft:
         if len(keys) > self.limits.draft_images:
             raise DataError(f"It has {len(keys)} images, a draft may have {self.limits.draft_images}.")
         self.method = clf.method if clf.method in self.methods else self.method
+        if clf.templates_:
+            self.given = {name: {**BEGUN.get(name, {}), "templates": clf.templates_} for name in self.methods}
+        if clf.method == self.method:
+            chosen_inside = clf.fitted_with_.get("selection") == "support"
+            self.given[self.method] = {**settled(clf), **({"selection": "support"} if chosen_inside else {})}
         classes = {}
         for row, name in enumerate(clf.class_names_):
             rows = (labels == row).nonzero()[:, 0].tolist()
@@ -294,6 +312,14 @@ def offered(backbone: Backbone) -> tuple[str, ...]:
         return True
 
     return tuple(method for method in ONLINE if works(method))
+
+
+def settled(clf: FewShotClassifier) -> dict[str, Any]:
+    """Give a classifier's parameters, with what was chosen in place of the choice, for features alone."""
+    head: Any = clf.fitted_head()
+    now = {**clf.selected_, "selection": "fixed", "views": 0, "refiner": getattr(head, "refiner", None)}
+    given = {name: now.get(name, value) for name, value in clf.fitted_with_.items()}
+    return {name: value for name, value in given.items() if name != "backbone"}
 
 
 def slug(name: str) -> str:
