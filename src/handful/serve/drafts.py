@@ -25,7 +25,6 @@ from handful.data.images import decode_bytes
 from handful.data.sets import check_names, clean_name
 from handful.errors import DataError, HandfulError, unexpected
 from handful.estimator import FewShotClassifier
-from handful.estimator.confidence import Calibration
 from handful.features import Features
 from handful.methods import METHODS, load
 from handful.serve.engine import Limits, unknown_of
@@ -164,17 +163,16 @@ class Draft:
         clf.support_ = [picture.title for _, picture in held]
         shots = [len(own) for own in classes.values()]
         if min(shots) and max(shots) > 1:
-            clf.calibration_ = self._calibrated(clf, features, labels)
+            self._calibrate(clf, features, labels)
         return clf
 
-    def _calibrated(
-        self, clf: FewShotClassifier, features: Features, labels: list[str]
-    ) -> Calibration | None:
-        """Calibrate with what was chosen, chosen: a search in each fold would take seconds."""
+    def _calibrate(self, clf: FewShotClassifier, features: Features, labels: list[str]) -> None:
+        """Calibrate at the numbers that were chosen: choosing anew in each fold would take seconds."""
         head: Any = clf.fitted_head()
         twin = METHODS[self.method](self.backbone, **settled(clf))
         twin.fit(features, labels, class_names=clf.class_names_, class_weights=head.class_weights)
-        return twin.calibrate(features, labels, class_weights=head.class_weights).calibration_
+        clf.calibration_ = twin.calibrate(features, labels, class_weights=head.class_weights).calibration_
+        clf.notes_ += [note for note in twin.notes_ if note not in clf.notes_]
 
     # -- looking -----------------------------------------------------------------------------------
 
