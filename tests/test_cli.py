@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,33 @@ def test_what_goes_wrong_is_said_in_one_place(
     assert text == ""
     assert hint in err
     assert "Traceback" not in err
+
+
+def test_nothing_but_a_classifier_is_written_over(call, two_classes: Path, tmp_path: Path):
+    before = sorted(two_classes.parent.rglob("*"))
+    code, _, err = call("fit", two_classes, "--method", "zero-shot", "--out", two_classes)
+    assert (code, "something other" in err) == (1, True)
+    assert sorted(two_classes.parent.rglob("*")) == before
+    for said in (False, True):
+        code, _, err = call("fit", two_classes, "--method", "zero-shot", "--out", tmp_path / "m")
+        assert (code, "will be replaced" in err, "next: handful evaluate" in err) == (0, said, True)
+    code, text, _ = call("predict", tmp_path / "m", two_classes)  # a folder is its images
+    assert (code, len(text.splitlines())) == (0, 6)
+
+
+@pytest.mark.parametrize("command", ["fit", "compare"])
+def test_one_class_is_not_enough(call, two_classes: Path, tmp_path: Path, command: str):
+    shutil.rmtree(two_classes / "lamp")
+    code, _, err = call(command, two_classes)
+    assert (code, "holds one class, 'red panda'" in err) == (1, True)
+
+
+def test_a_port_that_is_taken_is_said_at_once(call):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, err = call("serve", "--port", taken.getsockname()[1])
+    assert (code, "expected one that is free" in err) == (1, True)
+    code, _, err = call("serve", "--host", "192.0.2.1")
+    assert (code, "an address of this machine" in err) == (1, True)
 
 
 def test_bad_files_are_skipped_with_a_report(call, two_classes: Path, tmp_path: Path):

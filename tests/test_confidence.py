@@ -130,7 +130,7 @@ def test_calibrations_that_cannot_be(mini: handful.Backbone, support: handful.Im
         clf.fit(other).predict(support, unknown=0.5)
     folder = clf.fit(support).calibrate(support).save(tmp_path / "kept")
     facts = json.loads((folder / "head.json").read_text())
-    for bad in ({"temperature": 0}, {"threshold": "x"}, {"more": 1}):
+    for bad in ({"temperature": 0}, {"temperature": 10**30}, {"threshold": "x"}, {"more": 1}):
         (folder / "head.json").write_text(json.dumps(facts | {"calibration": facts["calibration"] | bad}))
         with pytest.raises(handful.CheckpointError, match="calibration is damaged"):
             handful.load(folder, backbone=mini)

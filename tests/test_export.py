@@ -161,7 +161,7 @@ def test_the_command_and_a_script_without_handful(
         )
         assert done.returncode == 0, done.stderr
         code, printed, error = call("predict", tmp_path / "model", image)
-        assert printed == f"{image}: {done.stdout}"
+        assert printed == done.stdout
 
 
 def test_a_file_that_is_off_is_not_written(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

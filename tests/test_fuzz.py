@@ -356,6 +356,8 @@ def change_tensor(saved: Saved, rng: random.Random, _: dict[str, Saved]) -> str:
             number = float(rng.choice([-1, 0, 3, 10**6, -(10**15)]))
         if old.dtype in INTEGERS:  # torch writes no other
             number = min(max(int(number), torch.iinfo(old.dtype).min), torch.iinfo(old.dtype).max)
+        if old.dtype == torch.float16 and math.isfinite(number):
+            number = min(max(number, -6e4), 6e4)
         if way == "one":
             new.view(-1)[rng.randrange(old.numel())] = number
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -143,6 +144,26 @@ def test_duplicate_class_folders(two_classes: Path):
 def test_folders_without_classes(two_classes: Path, folder: str):
     with pytest.raises(handful.DataError, match=r"class folders"):
         handful.ImageSet.from_folder(two_classes.parent / folder)
+
+
+def test_parts_of_a_data_set_are_no_classes(two_classes: Path):
+    for part in ("train", "test"):
+        shutil.copytree(two_classes, two_classes.parent / "all" / part)
+    with pytest.raises(handful.DataError, match=r"parts of a data set.*all/train"):
+        handful.ImageSet.from_folder(two_classes.parent / "all")
+    flat = two_classes.parent / "flat"  # a class may well be called test
+    shutil.copytree(two_classes / "lamp", flat / "test")
+    assert handful.ImageSet.from_folder(flat).class_names == ("test",)
+
+
+def test_the_same_image_in_two_classes_is_named(two_classes: Path):
+    assert handful.ImageSet.from_folder(two_classes).report.same == ()
+    for copied in ("red_panda/copy.png", "lamp/again.png"):
+        shutil.copy(two_classes / "lamp/1.png", two_classes / copied)
+    report = handful.ImageSet.from_folder(two_classes).report
+    assert report.kept == 8
+    assert [[Path(path).name for path in pair] for pair in report.same] == [["copy.png", "1.png"]]
+    assert "copy.png: the same image as" in str(report)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

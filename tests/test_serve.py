@@ -114,6 +114,17 @@ def test_a_poison_image_is_refused_alone(name: str, client: TestClient, models, 
     assert client.get("/health").json()["status"] == "ok"
 
 
+def test_the_description_says_where_images_go(client: TestClient):
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, field in (
+        ("/predict", "images"),
+        ("/drafts/{draft}/images", "images"),
+        ("/drafts/open", "file"),
+    ):
+        content = paths[path]["post"]["requestBody"]["content"]["multipart/form-data"]
+        assert field in content["schema"]["properties"]
+
+
 def test_what_a_client_may_not_ask(client: TestClient):
     assert (
         "expected one of" in client.post("/predict", params={"model": "none"}, content=b"x").json()["detail"]

@@ -169,6 +169,24 @@ def read_card(folder: Path) -> bytes:
     return _bytes(folder / "README.md") or b""
 
 
+def check_place(folder: Path) -> None:
+    """Refuse to write over what is no saved classifier; hidden files and a killed writer's stay beside it."""
+    try:
+        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise CheckpointError(f"Can't write to {folder}: {error.strerror or error}.") from error
+    others = [name for name in names if not re.match(r"\.|head-\w+\.safetensors$", name)]
+    if not others:
+        return
+    try:
+        read(folder)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder} holds something other than a whole saved classifier ({', '.join(others[:4])}): it is "
+            "left as it is. Choose another folder, or empty it."
+        ) from error
+
+
 def take(folder: Path) -> tuple[bytes, bytes, dict[str, Any]]:
     """Give the bytes of tensors and facts that belong together, and the facts read."""
     if not folder.is_dir():
@@ -180,7 +198,9 @@ def take(folder: Path) -> tuple[bytes, bytes, dict[str, Any]]:
     for _ in range(3):  # a writer may put a new pair in place between our two reads
         text = _bytes(folder / "head.json", JSON_BYTES)
         if text is None:
-            raise CheckpointError(f"{folder} holds no saved classifier: head.json is missing.")
+            inside = next((path.parent for path in sorted(folder.glob("*/head.json"))), None)
+            tail = f" {inside} may hold one." if inside else ""
+            raise CheckpointError(f"{folder} holds no saved classifier: head.json is missing.{tail}")
         facts = _check_facts(folder / "head.json", text)
         sha = facts["tensors"]
         if not re.fullmatch("[0-9a-f]{64}", sha):

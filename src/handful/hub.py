@@ -54,7 +54,7 @@ def push(folder: str | Path, repo: str | Path, *, private: bool = False) -> str:
         return _upload(str(repo), private, (card, text, data), facts)
     if private:
         raise unexpected("private", private, f"False for the folder {place}", "Its permissions decide.")
-    _check_place(place)
+    checkpoint.check_place(place)
     try:
         place.mkdir(parents=True, exist_ok=True)
         attributes = place / ".gitattributes"
@@ -94,7 +94,7 @@ def pull(repo: str | Path, out: str | Path, *, revision: str | None = None) -> P
     place, out = _local(repo), Path(out)
     if place is not None and revision is not None:
         raise unexpected("revision", revision, f"None for the folder {place}", "Revisions are the hub's.")
-    _check_place(out)
+    checkpoint.check_place(out)
     if place is not None:
         _fetch(place, str(place), out)
         return out
@@ -130,24 +130,6 @@ def _check(folder: Path) -> tuple[bytes, bytes, dict[str, Any]]:
     if facts["method"] in METHODS:  # a third party's code may not be here
         restore(METHODS[facts["method"]], tensors, facts, None)
     return data, text, facts
-
-
-def _check_place(folder: Path) -> None:
-    """Refuse to write over what is no saved classifier; hidden files and a killed writer's stay beside it."""
-    try:
-        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    except OSError as error:
-        raise CheckpointError(f"Can't write to {folder}: {error.strerror or error}.") from error
-    others = [name for name in names if not re.match(r"\.|head-\w+\.safetensors$", name)]
-    if not others:
-        return
-    try:
-        checkpoint.read(folder)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{folder} holds something other than a whole saved classifier ({', '.join(others[:4])}): it is "
-            "left as it is. Choose another folder, or empty it."
-        ) from error
 
 
 def _fetch(source: Path, name: str, out: Path) -> None:

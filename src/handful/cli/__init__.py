@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from handful.backbones import Backbone
     from handful.data import ImageSet
 
 app = typer.Typer(
@@ -47,8 +48,53 @@ def _read(data: Path, on_error: str) -> ImageSet:
         raise unexpected("on_error", on_error, "'raise' or 'skip'")
     read = ImageSet.from_folder if data.is_dir() or not data.suffix else ImageSet.from_table
     images = read(data, on_error="skip" if on_error == "skip" else "raise")
-    _say(f"{data}: {images.report}, {len(images.class_names)} classes")
+    count = len(images.class_names)
+    _say(f"{data}: {count} class{'es' * (count != 1)}, {images.report}")
     return images
+
+
+def _read_classes(folder: Path, on_error: str) -> ImageSet:
+    """Read what is learned from: at least two classes."""
+    from handful.errors import DataError
+
+    images = _read(folder, on_error)
+    if len(images.class_names) < 2:
+        raise DataError(
+            f"{folder} holds one class, {images.class_names[0]!r}, expected at least two: whatever is asked "
+            "about, a classifier of one class says that one. Add a folder of other images."
+        )
+    return images
+
+
+def _free(out: Path) -> None:
+    """Refuse a folder that holds anything but a saved classifier, before any work."""
+    from handful.checkpoint import check_place
+
+    check_place(out)
+    if (out / "head.json").exists():
+        _say(f"note: {out} holds a classifier, which will be replaced")
+
+
+def _load(backbone: str, weights: Path | None) -> Backbone:
+    """Load a backbone, and say so if it is one to try things with."""
+    from handful import load_backbone
+
+    if backbone == "mini":
+        _say("note: backbone mini is a demonstration model; for real work, --backbone ViT-B-16/openai")
+    return load_backbone(backbone, weights=weights)
+
+
+def _specs(methods: list[str]) -> list[str]:
+    """Read methods that are given one at a time, or as `one,two`."""
+    return [one for spec in methods for one in (spec.split(",") if ":" not in spec else [spec]) if one]
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    """Give the files, and those in the folders, but for hidden ones."""
+    inside = {
+        path: [one for one in sorted(path.rglob("[!.]*")) if one.is_file()] for path in paths if path.is_dir()
+    }
+    return [one for path in paths for one in inside.get(path, [path])]
 
 
 def _parameters(pairs: list[str]) -> dict[str, Any]:
@@ -130,7 +176,7 @@ def fit(
     """Learn classes from images, and save the classifier."""
     import time
 
-    from handful import few_shot, load_backbone
+    from handful import few_shot
     from handful.errors import Interrupted, unexpected
     from handful.methods import find_method
 
@@ -140,9 +186,10 @@ def fit(
     for name in parameters:
         if name not in known:
             raise unexpected("--param", name, f"a parameter of {method}: {known}")
-    images = _read(folder, on_error)
+    _free(out)
+    images = _read_classes(folder, on_error)
     support = few_shot(images, shots, seed) if shots else images
-    model = load_backbone(backbone, weights=weights)
+    model = _load(backbone, weights)
     start = time.perf_counter()
     seen = None if validation is None else _read(validation, on_error)
     clf = cls(model, **parameters)
@@ -171,7 +218,15 @@ def fit(
         "seconds": round(seconds, 2),
         **({"calibration": clf.calibration_.facts()} if clf.calibration_ else {}),
     }
-    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
+    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {_plain(v)}" for k, v in facts.items()))
+    _say(f"next: handful evaluate {out} TEST_FOLDER, handful predict {out} IMAGE")
+
+
+def _plain(value: object) -> str:
+    """Write a value for people: what is inside of it one after the other, numbers of four digits."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(inside)}" for name, inside in value.items()) or "nothing"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @app.command()
@@ -201,7 +256,7 @@ def meta_train(
 @app.command()
 def predict(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 1,
     unknown: Annotated[
         str, typer.Option(help="Call images unknown: auto, as calibrated, or below a probability, as 0.5.")
@@ -218,7 +273,7 @@ def predict(
     good: list[Path] = []
     bad: list[str] = []
     results: list[dict[str, Any]] = []
-    for path in images:
+    for path in _files(images):
         try:
             decode(path)
             good.append(path)
@@ -393,7 +448,7 @@ def bench(
 
     found = run_bench(
         Bench(
-            protocol, tuple(data), tuple(methods or METHODS), out, backbone,
+            protocol, tuple(data), tuple(_specs(methods or []) or METHODS), out, backbone,
             None if weights is None else str(weights), None if root is None else str(root),
             _numbers("--shots", shots) or (SHOTS if protocol == "few-shot" else (16,)),
             _numbers("--seeds", seeds),
@@ -448,13 +503,18 @@ def compare(
 
     from rich.console import Console
 
-    from handful import load_backbone
     from handful.compare import compare as compare_methods
     from handful.compare import sensible
+    from handful.methods import find_method
     from handful.report import comparison_table
 
-    images = _read(folder, on_error)
-    ways = sensible(load_backbone(backbone, weights=weights), methods)
+    if fit_best:
+        _free(out)
+    names = _specs(methods or []) or None
+    for name in names or ():
+        find_method(name)
+    images = _read_classes(folder, on_error)
+    ways = sensible(_load(backbone, weights), names)
     found = compare_methods(ways, images, count=folds, repeats=repeats, progress=_say)
     if fit_best:
         ways[found.best].fit(images).save(out)

@@ -120,7 +120,8 @@ def decode_bytes(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: more pixels than the {max_pixels} allowed") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{name}: not an image of a known format ({', '.join(FORMATS)})") from error
+        way = ": save HEIC as JPEG first" if name.lower().endswith((".heic", ".heif")) else ""
+        raise DataError(f"{name}: not an image of a known format ({', '.join(FORMATS)}){way}") from error
     except Exception as error:  # whatever a reader of image formats makes of damaged bytes
         raise DataError(f"{name}: damaged or truncated ({error})") from error
 

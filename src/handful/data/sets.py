@@ -14,11 +14,13 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from handful.data.images import MOST_SHOWN, check_files
+from handful.data.images import MOST_SHOWN, check_files, digest
 from handful.errors import DataError, unexpected
 from handful.types import ImageLike
 
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+"""What folders are called that hold class folders, and are none."""
 LONGEST_NAME = 1000
 """Characters of a class name; a text tower reads far fewer."""
 
@@ -45,6 +47,8 @@ class Report:
     kept: int
     left_out: tuple[LeftOut, ...] = ()
     empty_classes: tuple[str, ...] = ()
+    same: tuple[tuple[str, str], ...] = ()
+    """Two files that are the same to the byte, in different classes."""
 
     def __post_init__(self) -> None:
         if self.found != self.kept + len(self.left_out):
@@ -59,6 +63,9 @@ class Report:
         if len(self.left_out) > MOST_SHOWN:
             lines.append(f"  and {len(self.left_out) - MOST_SHOWN} more")
         lines += [f"  {name}: a class folder without images" for name in self.empty_classes]
+        lines += [
+            f"  {one}: the same image as {other}, of another class" for one, other in self.same[:MOST_SHOWN]
+        ]
         return "\n".join(lines)
 
 
@@ -171,12 +178,17 @@ class ImageSet:
         """
         root = Path(folder)
         if not root.is_dir():
-            raise DataError(f"Got folder={str(folder)!r}, expected a folder of class folders.")
+            what = "which is a file" if root.exists() else "which is not there"
+            raise DataError(f"Got folder={str(folder)!r}, {what}; expected a folder of class folders.")
         classes = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
         if not classes:
             raise DataError(
                 f"{root} holds no class folders. Lay the images out as {root}/<class name>/<image>."
             )
+        if all(path.name.casefold() in PARTS and any(map(Path.is_dir, path.iterdir())) for path in classes):
+            one = next((path for path in classes if path.name.casefold().startswith("train")), classes[0])
+            found = ", ".join(path.name for path in classes)
+            raise DataError(f"{root} holds {found}: parts of a data set, no classes. Give one, as {one}.")
         files: list[tuple[Path, str]] = []
         names: list[str] = []
         empty: list[str] = []
@@ -277,7 +289,7 @@ def _assemble(
     kept = [row for row, reason in zip(files, reasons, strict=True) if reason is None]
     alive = {label for _, label in kept}
     empty = empty + [name for name in names if name not in alive]
-    report = Report(found, len(kept), tuple(bad), tuple(empty))
+    report = Report(found, len(kept), tuple(bad), tuple(empty), _same(kept) if verify else ())
     if on_error == "raise" and (bad or empty):
         raise DataError(
             f"Some of the input can't be used. {report}\n"
@@ -293,6 +305,21 @@ def _assemble(
         check_names(order),
         report,
     )
+
+
+def _same(files: list[tuple[Path, str]]) -> tuple[tuple[str, str], ...]:
+    """Find files that are the same to the byte in different classes, each beside the first of its kind."""
+    sizes: dict[int, list[tuple[Path, str]]] = {}
+    for path, label in files:
+        sizes.setdefault(path.stat().st_size, []).append((path, label))
+    first: dict[str, tuple[Path, str]] = {}
+    found = []
+    for group in sizes.values():
+        for path, label in group if len(group) > 1 else ():
+            known, own = first.setdefault(digest(path), (path, label))
+            if own != label:
+                found.append((str(path), str(known)))
+    return tuple(found)
 
 
 def read_table(table: Path, columns: Sequence[str] = ("path", "label")) -> list[tuple[Any, ...]]:

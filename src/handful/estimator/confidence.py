@@ -23,7 +23,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from handful.data.sets import ImageSet
-from handful.errors import CheckpointError, DataError, ParameterError, check_integer, check_number
+from handful.errors import CheckpointError, DataError, ParameterError, check_integer, check_number, unexpected
 from handful.estimator.inputs import match_labels, match_names
 from handful.features import Features
 from handful.heads import expect, image_features
@@ -213,7 +213,8 @@ def read_calibration(facts: Any, means: Tensor | None, classes: int, width: int)
         found = Calibration(**facts, means=means)
         check_number("threshold", found.threshold, -1)
         check_number("false_alarm", found.false_alarm, 0)
-        check_number("temperature", found.temperature, TEMPERATURES[0] / 2)
+        if check_number("temperature", found.temperature, TEMPERATURES[0] / 2) > 2 * TEMPERATURES[1]:
+            raise unexpected("temperature", found.temperature, f"a number within {TEMPERATURES}")
         for name in ("images", "folds"):
             check_integer(name, getattr(found, name), 0)
     except (TypeError, ParameterError) as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -28,7 +30,7 @@ from handful.serve.drafts import ONLINE, Drafts
 from handful.serve.engine import Busy, Engine, Limits, Told
 from handful.serve.gate import Gate
 from handful.serve.meters import Meter, Meters
-from handful.serve.requests import Upload, read_uploads, within
+from handful.serve.requests import Upload, read_uploads, takes_files, within
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 PAGE_POLICY = (
@@ -117,7 +119,7 @@ def _left(request: Request, error: Exception) -> Response:
 
 
 def _add_predict(app: FastAPI, engine: Engine) -> None:
-    @app.post("/predict")
+    @app.post("/predict", openapi_extra=takes_files("images", body=True))
     async def predict(
         request: Request,
         model: Annotated[list[str] | None, Query(description="All by default.")] = None,
@@ -226,12 +228,25 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         for server in self.servers:
-            for socket in server.sockets[:1]:
-                host, port = socket.getsockname()[:2]
+            for listening in server.sockets[:1]:
+                host, port = listening.getsockname()[:2]
                 url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
                 print(url, flush=True)
                 if self.token:
                     print(f"The page wants the token: {url}/#token=YOUR_TOKEN", file=sys.stderr)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Say at once if nothing could listen there, and not after the models are loaded."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address[:2], family=family):
+            return
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise unexpected("--port", port, "one that is free", "0 takes any.") from error
+        reason = f"an address of this machine that may be used ({error.strerror})"
+        raise unexpected("--host and --port", f"{host}:{port}", reason) from error
 
 
 def run(
@@ -255,6 +270,7 @@ def run(
     host, port
         Where to listen; port 0 takes a free one, and stdout says which.
     """
+    _check_address(host, port)
     models = load_models(folders, None)
     tower = (
         next(iter(models.values())).loaded_backbone() if models else load_backbone(backbone, weights=weights)

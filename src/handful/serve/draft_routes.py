@@ -15,7 +15,7 @@ from starlette.datastructures import UploadFile
 from handful.errors import DataError, HandfulError
 from handful.serve.drafts import ONLINE, Draft, Drafts
 from handful.serve.engine import Busy, Engine
-from handful.serve.requests import Upload, read_uploads, within
+from handful.serve.requests import Upload, read_uploads, takes_files, within
 
 Name = Annotated[str, Body(embed=True, max_length=200)]
 
@@ -68,7 +68,7 @@ def add_drafts(app: FastAPI, engine: Engine, drafts: Drafts) -> None:
             lambda: (drafts.new(method) if clf is None else drafts.reopen(clf)).state()
         )
 
-    @app.post("/drafts/open", status_code=201)
+    @app.post("/drafts/open", status_code=201, openapi_extra=takes_files("file", several=False))
     async def reopen(request: Request) -> dict[str, Any]:
         """Begin with a zip that was downloaded before: a multipart file called `file`."""
         async with request.form(max_files=1, max_fields=4) as form:
@@ -103,7 +103,7 @@ def add_drafts(app: FastAPI, engine: Engine, drafts: Drafts) -> None:
         """Remove a class and its images."""
         return await change(draft, lambda found: found.remove_class(name))
 
-    @app.post("/drafts/{draft}/images")
+    @app.post("/drafts/{draft}/images", openapi_extra=takes_files("images", body=True))
     async def add_images(request: Request, draft: str, name: str) -> dict[str, Any]:
         """Add images to a class; those that can't be used are named in `refused`."""
         find(draft)
@@ -135,7 +135,7 @@ def add_drafts(app: FastAPI, engine: Engine, drafts: Drafts) -> None:
         except (HandfulError, OSError) as error:
             raise HTTPException(404, str(error)) from error
 
-    @app.post("/drafts/{draft}/predict")
+    @app.post("/drafts/{draft}/predict", openapi_extra=takes_files("images", several=False, body=True))
     async def guess(request: Request, draft: str) -> dict[str, Any]:
         """Tell an image, and say which images decided."""
         found, start = find(draft), time.perf_counter()

@@ -17,6 +17,15 @@ Upload = tuple[str, bytes]
 """What a file is called, and its bytes."""
 
 
+def takes_files(field: str, *, several: bool = True, body: bool = False) -> dict[str, Any]:
+    """Say in the API's description what a route reads by itself: files of a form, or one as the body."""
+    file = {"type": "string", "format": "binary"}
+    files = {"type": "array", "items": file} if several else file
+    form = {"schema": {"type": "object", "properties": {field: files}, "required": [field]}}
+    alone = {"image/*": {"schema": file}} if body else {}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": form, **alone}}}
+
+
 async def within(request: Request, seconds: float, work: Coroutine[Any, Any, T]) -> T:
     """Wait for some work, until a deadline, and only as long as the client does."""
     task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
