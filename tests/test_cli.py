@@ -96,6 +96,7 @@ def test_one_bad_image_among_good_ones(call, model: Path, digits: Path, tmp_path
         (["fit", "DATA", "--shots", "0"], 2, "--shots"),
         (["fit", "DATA", "--backbone", "ViT-B-99/openai"], 1, "ViT-B-"),
         (["fit", "DATA", "--on-error", "ignore"], 1, "'raise' or 'skip'"),
+        (["compare", "DATA", "--methods", "linear-probe,tip"], 1, "method='tip'"),
         (["predict", "nowhere", "a.png"], 1, "no saved classifier"),
         (["predict"], 2, "Usage: handful predict"),
         (["nothing"], 2, "No such command"),
