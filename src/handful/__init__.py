@@ -45,16 +45,14 @@ if TYPE_CHECKING:
         LinearProbe,
         LogisticProbe,
         MetaAdapter,
-        Refiner,
         TextTuning,
         TipAdapter,
         TipAdapterF,
         ZeroShot,
         load,
-        load_refiner,
-        refine,
     )
     from handful.prompts import class_weights
+    from handful.refiner import Refiner, load_refiner, refine
 
 _ROOMS = {
     "backbones": ("Backbone", "load_backbone"),
@@ -86,17 +84,15 @@ _ROOMS = {
         "LinearProbe",
         "LogisticProbe",
         "MetaAdapter",
-        "Refiner",
         "TextTuning",
         "TipAdapter",
         "TipAdapterF",
         "ZeroShot",
         "load",
-        "load_refiner",
-        "refine",
     ),
     "meta_training": ("meta_train",),
     "prompts": ("class_weights",),
+    "refiner": ("Refiner", "load_refiner", "refine"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -34,6 +34,14 @@ class DataError(HandfulError, ValueError):
     """Images, labels or folders that can't be used as they are."""
 
 
+class UnreadableImages(DataError):
+    """Images that can't be read."""
+
+    def __init__(self, message: str, failures: dict[int, str]) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+
 class BackboneError(HandfulError, RuntimeError):
     """A backbone can't be built or used."""
 

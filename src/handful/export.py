@@ -7,33 +7,27 @@ runs such a file with onnxruntime, numpy and Pillow.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handful import __version__
 from handful.backbones import Backbone
+from handful.backbones.base import split_projection
 from handful.errors import HandfulError, ParameterError, unexpected
 from handful.estimator import FewShotClassifier
 from handful.files import write_atomically
-from handful.heads import CacheHead, CosineHead, Head
-from handful.methods.cocoop import ConditionalHead, ConditionalPromptLearner
-from handful.methods.fine_tuning import TunedHead
-from handful.methods.meta_adapter import RefinedHead
-from handful.methods.mma import MmaHead
-from handful.prompts import with_context
-from handful.towers import Taps
+from handful.heads import Head
+from handful.towers.pair import image_encoder
 
 TOLERANCE = 1e-4
 """Largest difference of a probability between the file and PyTorch."""
@@ -166,14 +160,14 @@ def facts_of(clf: FewShotClassifier, preprocess: dict[str, Any]) -> dict[str, st
     )
     return {
         "class_names": json.dumps(clf.class_names_, ensure_ascii=False),
-        "method": clf.method or f"{type(clf).__module__}:{type(clf).__qualname__}",
+        "method": clf.fitted_.method,
         "backbone": clf.loaded_backbone().title,
         "backbone_fingerprint": clf.fingerprint_,
         "preprocessing": json.dumps(preprocess),
         "preprocessing_in_words": f"Turn the image upright, lay it on white, make it RGB. {words} Resize "
         f"as Pillow does, {preprocess['interpolation']}. Give the bytes, [N, {height}, {width}, 3]: the file "
         "itself rescales them to 0..1 and normalises them by mean and std.",
-        "temperature": repr(clf.temperature),
+        "temperature": repr(clf.fitted_.temperature),
         "handful": __version__,
     }
 
@@ -241,119 +235,35 @@ def _unwritable(path: Path, error: OSError) -> ParameterError:
     return unexpected("path", str(path), f"a file that can be written ({error.strerror})")
 
 
-class AdaptedTower(nn.Module):
-    """An image tower with MMA's adapters: pixels `[N, 3, H, W]` to features `[N, E]`."""
-
-    def __init__(self, head: MmaHead, backbone: Backbone) -> None:
-        super().__init__()
-        self.visual, self.tower, self.after = image_encoder(backbone), backbone.image, head.image.after
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Run the whole tower, and what follows each adapted block."""
-        with Taps(self.tower) as taps:
-            for block, adapt in self.after.items():
-                taps.after(block, adapt)
-            return self.visual(pixels)
-
-
-class Prompts(nn.Module):
-    """CoCoOp's logits with every prompt written out, up to the end of the longest one.
-
-    `handful.towers` shares what prompts begin with, for a batch whose size is known; here it is open.
-
-    Raises
-    ------
-    ParameterError
-        The text tower is not a causal transformer, so that prompts can't be cut at their end.
-    """
-
-    def __init__(self, learner: ConditionalPromptLearner, names: tuple[str, ...], backbone: Backbone) -> None:
-        super().__init__()
-        tower = backbone.text
-        if not tower.causal or not tower.blocks:
-            raise ParameterError(
-                "CoCoOp reads its prompts anew for each image, and this backbone's text tower is not a "
-                "causal transformer of CLIP's kind: that can't be exported. Export a method whose text is "
-                "computed once, as coop."
-            )
-        tokens, slots = with_context(backbone, names, len(learner.context))
-        self.ends, columns = tower.ends(tokens), (slots[0] >= 0).nonzero()  # the context's, in every prompt
-        start, stop, length = int(columns.min()), int(columns.max()) + 1, int(self.ends.max()) + 1
-        words = cast(nn.Module, tower.embedding)(tokens[:, :length])  # [C, L, D]
-        self.before, self.behind = words[:, :start].clone(), words[:, stop:].clone()
-        self.places = cast(Tensor, tower.positions)[:length].clone()
-        self.causal = torch.full((length, length), -torch.inf).triu(1)
-        self.learner, self.transformer = learner, cast(nn.Module, tower.entry)
-        self.final_norm, self.projection = cast(nn.Module, tower.final_norm), tower.projection
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map features `[N, E]` to logits `[N, C]`."""
-        unit = F.normalize(features, dim=-1)
-        contexts = self.learner.context + self.learner.meta_net(unit)[:, None]  # [N, M, D]
-        images, classes = features.shape[0], len(self.ends)
-        parts = [
-            self.before.expand(images, -1, -1, -1),
-            contexts[:, None].expand(-1, classes, -1, -1),
-            self.behind.expand(images, -1, -1, -1),
-        ]
-        x = (torch.cat(parts, 2) + self.places).flatten(0, 1)  # [N C, L, D]
-        x = self.transformer(x, attn_mask=self.causal).unflatten(0, (images, classes))
-        x = self.final_norm(x[:, torch.arange(classes), self.ends])
-        if isinstance(self.projection, nn.Module):
-            x = self.projection(x)
-        elif self.projection is not None:
-            x = x @ self.projection
-        return self.learner.scale * (F.normalize(x, dim=-1) @ unit[:, :, None])[:, :, 0]
-
-
 class Served(nn.Module):
     """Images `[N, H, W, 3]`, bytes, to probabilities `[N, C]`: all that the file computes."""
 
     def __init__(self, clf: FewShotClassifier, preprocess: dict[str, Any]) -> None:
         super().__init__()
         self.mean, self.std = (torch.tensor(preprocess[name]).view(3, 1, 1) for name in ("mean", "std"))
-        self.temperature = clf.temperature
-        head, backbone = clf.fitted_head(), clf.loaded_backbone()
-        self.encode, self.logits = encoder(head, backbone), reader(head, clf.class_names_, backbone)
+        self.temperature = clf.fitted_.temperature
+        self.encode, self.logits = encoder(clf.head_, clf.loaded_backbone()), clf.head_.traceable()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise, encode, compare, and give the softmax."""
+        """Normalise, give the head what it needs, and give the softmax."""
         pixels = (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         return torch.softmax(self.logits(self.encode(pixels)) / self.temperature, 1)
 
 
-def image_encoder(backbone: Backbone) -> nn.Module:
-    """Give the module that turns pixels into features."""
-    return cast(nn.Module, cast(Any, backbone.model).visual)
-
-
 def encoder(head: Head, backbone: Backbone) -> nn.Module:
-    """Turn pixels into what `reader` reads: features, but for a foreign head that reads pixels itself."""
-    if isinstance(head, TunedHead):
-        visual = copy.deepcopy(image_encoder(backbone))
-        visual.load_state_dict(head.learned, strict=False)  # buffers are the backbone's
-        return visual
-    if head.needs == "features":
-        return image_encoder(backbone)
-    return AdaptedTower(head, backbone) if isinstance(head, MmaHead) else nn.Identity()
+    """Give the module that turns pixels into what a head needs."""
+    if head.needs == "pixels":
+        return nn.Identity()
+    return image_encoder(backbone) if head.needs == "features" else HiddenEncoder(backbone)
 
 
-def reader(head: Head, names: tuple[str, ...], backbone: Backbone) -> Callable[[Tensor], Tensor]:
-    """Give the function from features to logits, with all that is computed once computed."""
-    if isinstance(head, CacheHead):
-        return lambda features: cache_logits(head, features)
-    if isinstance(head, ConditionalHead) and head.learner is not None:
-        return Prompts(head.learner, names, backbone)
-    if isinstance(head, RefinedHead):
-        return CosineHead(head.refined, head.scale).logits
-    if isinstance(head, TunedHead | MmaHead):
-        return CosineHead(head.class_weights, head.scale).logits
-    return head.logits
+class HiddenEncoder(nn.Module):
+    """Pixels `[N, 3, H, W]` to the vector before the image tower's final projection, `[N, H]`."""
 
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.visual = image_encoder(backbone)
 
-def cache_logits(head: CacheHead, features: Tensor) -> Tensor:
-    """`CacheHead.logits`, for a number of images that is left open."""
-    x = F.normalize(features, dim=-1)
-    affinities = torch.exp(-head.beta * (1 - x @ head.keys.T))
-    base = head.scale * x @ head.class_weights.T
-    return base + head.alpha * torch.zeros_like(base).index_add(1, head.labels, affinities)
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Run the tower without its projection."""
+        return split_projection(self.visual, pixels)[0]

@@ -1,32 +1,36 @@
-"""What stays after fitting: tensors, a few numbers, and logits from features.
+"""What stays after fitting: tensors, a few numbers, and logits from what the head reads.
 
-All take raw features `[N, E]` and give logits `[N, C]`. `tensors()` and `settings()` are what a
-checkpoint stores; `restore` checks names, shapes and dtypes before it builds anything. A head whose
-formula belongs to one paper lies in that method's file.
+A head says what it is: what it `needs` of an image, whether it keeps a support set, which images
+decided, and how an exporter can trace it. Server, evaluator, bench, export and explain ask that and
+nothing else. `tensors()` and `settings()` are what a checkpoint stores; `restore` checks names, shapes
+and dtypes before it builds anything. A head whose formula belongs to one paper lies in that method's file.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from handful.backbones.base import Backbone
-from handful.errors import CheckpointError, DataError, ParameterError, check_number
+from handful.errors import CheckpointError, DataError, ParameterError, TrainingError, check_number
 
 Shapes = dict[str, tuple[int | str, ...]]
 """Expected shapes by tensor name; a letter stands for any size, the same wherever it stands."""
+Needs = Literal["features", "hidden", "pixels"]
+"""What a head reads of an image: the feature `[N, E]`, the vector before the tower's final projection
+`[N, H]`, or pixels `[N, 3, H, W]`."""
 LARGEST = 1e30
 """Of learned numbers: what float32 can still multiply."""
-CHUNK = 16_384
-"""Cached keys that a cache head looks at together: bounds the memory over a million keys."""
 
 
 @dataclass(frozen=True)
-class Place:
+class HeadContext:
     """Where a saved head is to serve."""
 
     class_names: tuple[str, ...]
@@ -34,41 +38,86 @@ class Place:
     """None where it is only looked at."""
 
 
-class Head(Protocol):
+@dataclass(frozen=True)
+class Support:
+    """The support set that a head keeps: `keys [N, E]` of unit norm, and `labels [N]`."""
+
+    keys: Tensor
+    labels: Tensor
+
+
+class Head(ABC):
     """The one contract between methods, estimator, checkpoint, server and evaluator."""
 
     kind: ClassVar[str]
+    """Its name in a checkpoint."""
 
     @property
-    def needs(self) -> Literal["features", "pixels"]:
-        """What it reads."""
-        ...
+    def needs(self) -> Needs:
+        """What it reads of an image."""
+        return "features"
 
     @property
+    @abstractmethod
     def width(self) -> int:
-        """E."""
-        ...
+        """E, or H for a head that reads hidden vectors."""
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Give logits `[N, C]` for raw features `[N, E]`, or for pixels `[N, 3, H, W]`."""
-        ...
+    @abstractmethod
+    def read(self, x: Tensor) -> Tensor:
+        """Give logits `[N, C]` for what it needs of N images."""
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """The learned tensors."""
-        ...
+        """The learned tensors; `class_weights`, `keys` and `labels` have these names in every head."""
 
     def settings(self) -> dict[str, Any]:
         """The numbers beside them."""
-        ...
+        return {}
 
     @classmethod
-    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
-        """Build from what a checkpoint holds, or say what is wrong with it."""
-        ...
+    @abstractmethod
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], context: HeadContext) -> Self:
+        """Build from what a checkpoint holds, or raise a `CheckpointError` that says what is wrong."""
+
+    @property
+    def support(self) -> Support | None:
+        """The support set, where the head keeps one."""
+        tensors = self.tensors()
+        return Support(tensors["keys"], tensors["labels"]) if "keys" in tensors else None
+
+    def evidence(self, x: Tensor) -> Tensor | None:
+        """What each support image adds to its class for one image `[E]`: `[N]`; None for a head that
+        keeps no support set."""
+        return None
+
+    @property
+    def moves_images(self) -> bool:
+        """Whether images have other features here than the backbone's."""
+        return type(self).image_features is not Head.image_features
+
+    def image_features(self, x: Tensor) -> Tensor:
+        """Give unit image features `[N, E]` of what it needs of N images."""
+        return F.normalize(x, dim=-1)
+
+    def traceable(self) -> nn.Module:
+        """Give a module that computes `read` for an open number of images, for an exporter to follow."""
+        return Traceable(self.read)
+
+
+class Traceable(nn.Module):
+    """A function of one tensor as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Call the function."""
+        return self.function(x)
 
 
 @dataclass(frozen=True)
-class CosineHead:
+class CosineHead(Head):
     """`scale * norm(f) @ W.T`: zero-shot CLIP and every method that ends in class weights."""
 
     kind: ClassVar[str] = "cosine"
@@ -76,27 +125,13 @@ class CosineHead:
     scale: float
 
     @property
-    def needs(self) -> Literal["features", "pixels"]:
-        """Features; pixels where a method changed the image tower."""
-        return "features"
-
-    @property
     def width(self) -> int:
         """E."""
         return self.class_weights.shape[1]
 
-    def adapt(self, features: Tensor) -> Tensor:
-        """Give unit image features `[N, E]`, as class weights are compared with them."""
-        return F.normalize(features, dim=-1)
-
-    @property
-    def moves_images(self) -> bool:
-        """Whether a method gave images other features than the backbone's."""
-        return type(self).adapt is not CosineHead.adapt
-
-    def logits(self, features: Tensor) -> Tensor:
+    def read(self, x: Tensor) -> Tensor:
         """Cosine to each class weight, times the scale."""
-        return self.scale * self.adapt(features) @ self.class_weights.T
+        return self.scale * self.image_features(x) @ self.class_weights.T
 
     def tensors(self) -> dict[str, Tensor]:
         """`class_weights [C, E]`; rows of unit norm, but for the linear probe's."""
@@ -107,9 +142,9 @@ class CosineHead:
         return {"scale": self.scale}
 
     @classmethod
-    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], context: HeadContext) -> Self:
         """Check and build."""
-        expect(tensors, {"class_weights": (len(place.class_names), "E")})
+        expect(tensors, {"class_weights": (len(context.class_names), "E")})
         return cls(tensors["class_weights"], number(settings, "scale"))
 
 
@@ -125,20 +160,19 @@ class TextHead(CosineHead):
         return super().tensors() | self.learned
 
     @classmethod
-    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], context: HeadContext) -> Self:
         """Check and build."""
-        learned = {name: value for name, value in tensors.items() if name != "class_weights"}
+        learned = without_class_weights(tensors)
         shapes: Shapes = {name: tuple(value.shape) for name, value in learned.items()}
-        expect(tensors, shapes | {"class_weights": (len(place.class_names), "E")})
+        expect(tensors, shapes | {"class_weights": (len(context.class_names), "E")})
         return cls(tensors["class_weights"], number(settings, "scale"), learned)
 
 
 @dataclass(frozen=True)
-class LinearHead:
+class LinearHead(Head):
     """`f @ W.T + b` on raw features: a linear probe."""
 
     kind: ClassVar[str] = "linear"
-    needs: ClassVar[Literal["features", "pixels"]] = "features"
     weight: Tensor
     bias: Tensor
 
@@ -147,80 +181,25 @@ class LinearHead:
         """E."""
         return self.weight.shape[1]
 
-    def logits(self, features: Tensor) -> Tensor:
+    def read(self, x: Tensor) -> Tensor:
         """Affine in the raw features."""
-        return features @ self.weight.T + self.bias
+        return x @ self.weight.T + self.bias
 
     def tensors(self) -> dict[str, Tensor]:
         """`weight [C, E]` and `bias [C]`."""
         return {"weight": self.weight, "bias": self.bias}
 
-    def settings(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
     @classmethod
-    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], context: HeadContext) -> Self:
         """Check and build."""
-        classes = len(place.class_names)
+        classes = len(context.class_names)
         expect(tensors, {"weight": (classes, "E"), "bias": (classes,)})
         return cls(tensors["weight"], tensors["bias"])
 
 
-@dataclass(frozen=True)
-class CacheHead:
-    """Class weights plus a key-value cache: Tip-Adapter (Zhang et al. 2022, equation 6)."""
-
-    kind: ClassVar[str] = "cache"
-    needs: ClassVar[Literal["features", "pixels"]] = "features"
-    class_weights: Tensor
-    keys: Tensor
-    labels: Tensor
-    scale: float
-    alpha: float
-    beta: float
-
-    @property
-    def width(self) -> int:
-        """E."""
-        return self.class_weights.shape[1]
-
-    def logits(self, features: Tensor) -> Tensor:
-        """`scale * x @ W.T + alpha * exp(-beta (1 - x @ keys.T)) @ one_hot(labels)`."""
-        x = F.normalize(features, dim=-1)
-        return self.scale * x @ self.class_weights.T + self.alpha * self.cache(x, self.beta)
-
-    def cache(self, x: Tensor, beta: float) -> Tensor:
-        """Sum each class's affinities to unit vectors `x [N, E]`, a chunk of keys at a time: `[N, C]`."""
-        sums = x.new_zeros(len(x), len(self.class_weights))
-        for keys, labels in zip(self.keys.split(CHUNK), self.labels.split(CHUNK), strict=True):
-            sums.index_add_(1, labels, torch.exp(-beta * (1 - x @ keys.T)))
-        return sums
-
-    def evidence(self, feature: Tensor) -> Tensor:
-        """What each key adds to its class's logit for a feature `[E]`: `[NK]`."""
-        return self.alpha * torch.exp(-self.beta * (1 - self.keys @ F.normalize(feature, dim=-1)))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """`class_weights [C, E]`, `keys [NK, E]` of unit norm, `labels [NK]` (int64)."""
-        return {"class_weights": self.class_weights, "keys": self.keys, "labels": self.labels}
-
-    def settings(self) -> dict[str, Any]:
-        """`scale`, `alpha` (residual ratio), `beta` (sharpness)."""
-        return {"scale": self.scale, "alpha": self.alpha, "beta": self.beta}
-
-    @classmethod
-    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
-        """Check and build."""
-        expect(tensors, support_shapes(len(place.class_names)))
-        check_rows(tensors["labels"], len(place.class_names))
-        text, keys, labels = (tensors[name] for name in ("class_weights", "keys", "labels"))
-        return cls(text, keys, labels, *(number(settings, name) for name in ("scale", "alpha", "beta")))
-
-
-def image_features(head: Head, read: Tensor) -> Tensor:
-    """Give unit image features `[N, E]` of what a head reads: adapted, where its method adapts images."""
-    return head.adapt(read) if isinstance(head, CosineHead) else F.normalize(read, dim=-1)
+def without_class_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors that can serve other class names too."""
+    return {name: value for name, value in tensors.items() if name != "class_weights"}
 
 
 def support_shapes(classes: int) -> Shapes:
@@ -252,12 +231,39 @@ def expect(tensors: dict[str, Tensor], shapes: Shapes) -> None:
         ]
         if list(tensor.shape) != known:
             raise CheckpointError(f"Got {name} of shape {list(tensor.shape)}, expected {list(shape)}.")
-        if wanted is torch.float32 and tensor.numel():
-            low, high = tensor.aminmax()
-            if not (low >= -LARGEST and high <= LARGEST):
-                raise CheckpointError(
-                    f"{name} holds NaN, infinity or numbers beyond {LARGEST:g}: the file is damaged."
-                )
+        if wanted is torch.float32 and not _is_finite(tensor):
+            raise CheckpointError(
+                f"{name} holds NaN, infinity or numbers beyond {LARGEST:g}: the file is damaged."
+            )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are such that float32 can still multiply them."""
+    if not tensor.numel() or not tensor.dtype.is_floating_point:
+        return True
+    low, high = tensor.aminmax()
+    return bool(low >= -LARGEST and high <= LARGEST)
+
+
+def check_head(head: Head, class_names: tuple[str, ...]) -> Head:
+    """Give a head back that was just fitted; refuse one that `read` could not answer with.
+
+    Raises
+    ------
+    TrainingError
+        A tensor of it is NaN or infinite: a class without images, or a learning rate that is too high.
+    """
+    bad = [name for name, value in head.tensors().items() if not _is_finite(value)]
+    if not bad:
+        return head
+    value = head.tensors()[bad[0]]
+    off = ~torch.isfinite(value).reshape(len(value), -1).all(1) if value.ndim else value.new_zeros(0)
+    rows = off.nonzero()[:, 0].tolist() if len(off) == len(class_names) else []
+    of = f" for the classes {[class_names[row] for row in rows[:5]]}" if rows else ""
+    raise TrainingError(
+        f"Fitting gave {bad} with NaN, infinity or numbers beyond {LARGEST:g}{of}, expected finite numbers. "
+        "Look at the images of these classes, or lower the learning rate."
+    )
 
 
 def number(settings: dict[str, Any], name: str) -> float:

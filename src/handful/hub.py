@@ -12,7 +12,6 @@ from typing import Any
 
 from handful import checkpoint
 from handful.errors import CheckpointError, unexpected
-from handful.estimator.keeping import restore
 from handful.files import write_atomically
 from handful.methods import METHODS
 from handful.model_card import is_own, model_card
@@ -128,7 +127,7 @@ def _check(folder: Path) -> tuple[bytes, bytes, dict[str, Any]]:
     data, text, facts = checkpoint.take(folder)
     tensors = checkpoint.unpack(folder, data)
     if facts["method"] in METHODS:  # a third party's code may not be here
-        restore(METHODS[facts["method"]], tensors, facts, None)
+        METHODS[facts["method"]].restore(tensors, facts, None)
     return data, text, facts
 
 

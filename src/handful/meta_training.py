@@ -1,4 +1,4 @@
-"""Training a Meta-Adapter, once, on classes that have images; it then serves any others (methods.md §6).
+"""Training a Meta-Adapter, once, on classes that have images; it then serves any others (Song et al. 2023).
 
 Two regimes: the published one, and true episodes, which are ours.
 """
@@ -19,16 +19,17 @@ from handful.data import ImageSet
 from handful.errors import DataError, check_integer, unexpected
 from handful.features import Features, encode
 from handful.heads import CosineHead
-from handful.methods.meta_adapter import Refiner
 from handful.prompts import class_weights, resolve_templates
+from handful.refiner import Refiner
+from handful.schedule import Schedule, seeded, tip_schedule
 from handful.search import by_class
-from handful.train import Batch, Recipe, seeded, shuffled, tip_recipe, train
+from handful.train import Batch, shuffled, train
 
 BATCH_SIZE = 64
 
 
 class Published(nn.Module):
-    """The published way of training: all classes at once, one support that newcomers enter (§6.2)."""
+    """The published way of training: all classes at once, one support that newcomers enter."""
 
     def __init__(self, refiner: Refiner, text: Tensor, support: Tensor, scale: float) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class Published(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `[B, C]` of features `[B, E]`."""
-        return CosineHead(self.refiner(self.text, self.support), self.scale).logits(features)
+        return CosineHead(self.refiner(self.text, self.support), self.scale).read(features)
 
     def enter(self, features: Tensor, labels: Tensor) -> None:
         """Put each image first into its class's support, and drop the last: first in, first out."""
@@ -64,7 +65,7 @@ class Episodic(nn.Module):
         images = F.normalize(features, dim=-1).view(len(self.classes), -1, features.shape[-1])
         support, queries = images[:, self.hidden : self.shots], images[:, self.shots :]
         weights = self.refiner(self.text[self.classes], support)
-        return CosineHead(weights, self.scale).logits(queries.flatten(0, 1))
+        return CosineHead(weights, self.scale).read(queries.flatten(0, 1))
 
 
 def meta_train(
@@ -112,14 +113,14 @@ def meta_train(
         raise unexpected("images", type(images).__name__, "an ImageSet: ImageSet.from_folder, or from_lists")
     backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
     shots, ways = check_integer("shots", shots, 1), check_integer("ways", ways, 2)
-    queries, recipe = check_integer("queries", queries, 1), tip_recipe(epochs, BATCH_SIZE, lr)
+    queries, schedule = check_integer("queries", queries, 1), tip_schedule(epochs, BATCH_SIZE, lr)
     if regime not in ("episodic", "published"):
         raise unexpected("regime", regime, "'episodic' or 'published'")
     features, labels = encode(backbone, images, views=views, seed=seed), torch.as_tensor(images.labels)
     text = class_weights(backbone, images.class_names, templates).cpu()
     settings = {
         "regime": regime, "shots": shots, "ways": ways, "queries": queries,
-        "epochs": recipe.epochs, "lr": recipe.lr, "views": int(views), "seed": int(seed),
+        "epochs": schedule.epochs, "lr": schedule.lr, "views": int(views), "seed": int(seed),
         "templates": list(resolve_templates(templates)), "images": len(images),
     }  # fmt: skip
     facts = {
@@ -134,10 +135,10 @@ def meta_train(
     }
     refiner = Refiner(text.shape[1], facts).reset(seeded(seed))
     if regime == "published":
-        losses = train_published(refiner, features, labels, text, backbone.scale, shots, recipe, seed)
+        losses = train_published(refiner, features, labels, text, backbone.scale, shots, schedule, seed)
     else:
         sizes = (shots, ways, queries)
-        losses = train_episodes(refiner, features, labels, text, backbone.scale, sizes, recipe, seed)
+        losses = train_episodes(refiner, features, labels, text, backbone.scale, sizes, schedule, seed)
     settings["loss"] = sum(losses[-100:]) / len(losses[-100:])
     return refiner.requires_grad_(False)
 
@@ -149,7 +150,7 @@ def train_published(
     text: Tensor,
     scale: float,
     shots: int,
-    recipe: Recipe,
+    schedule: Schedule,
     seed: int,
 ) -> list[float]:
     """Train with all classes in every step; a class with fewer images than `shots` repeats them."""
@@ -161,11 +162,11 @@ def train_published(
     model = Published(refiner, text, features.directions()[rows], scale)
 
     def epoch() -> Iterator[Batch]:
-        for x, y in shuffled(features, labels, BATCH_SIZE, generator, keep_last=True):
+        for x, y, _ in shuffled(features, labels, BATCH_SIZE, generator, keep_last=True):
             yield x, y
             model.enter(x, y)
 
-    return train(model, epoch, recipe, math.ceil(len(labels) / BATCH_SIZE))
+    return train(model, epoch, schedule, math.ceil(len(labels) / BATCH_SIZE)).losses
 
 
 def train_episodes(
@@ -175,7 +176,7 @@ def train_episodes(
     text: Tensor,
     scale: float,
     sizes: tuple[int, int, int],
-    recipe: Recipe,
+    schedule: Schedule,
     seed: int,
 ) -> list[float]:
     """Train on tasks drawn from the base classes; an epoch has as many queries as there are images."""
@@ -199,4 +200,4 @@ def train_episodes(
             ]
             yield features.sample(torch.cat(rows), generator), torch.arange(ways).repeat_interleave(queries)
 
-    return train(model, epoch, recipe, steps)
+    return train(model, epoch, schedule, steps).losses

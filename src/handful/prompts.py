@@ -33,7 +33,7 @@ def class_weights(backbone: Backbone, names: Sequence[str], templates: str | Seq
     """Encode the zero-shot text classifier `[C, E]`, rows of unit norm.
 
     One template: its normalised text feature. Several: the mean of the normalised features of each
-    template, normalised again (Radford et al. 2021, §3.1.4; methods.md §1.1).
+    template, normalised again (Radford et al. 2021, §3.1.4).
 
     Parameters
     ----------
@@ -52,6 +52,12 @@ def class_weights(backbone: Backbone, names: Sequence[str], templates: str | Seq
         features = text_pass(backbone, tokens, torch.full_like(tokens, -1))()
     per_class = F.normalize(features, dim=-1).view(len(words), len(chosen), -1)
     return F.normalize(per_class.mean(1), dim=-1)
+
+
+def template_tokens(backbone: Backbone, names: Sequence[str], template: str) -> tuple[Tensor, Tensor]:
+    """Make prompts of one template, with nothing learned in them: tokens and slots `[C, L]`, slots all -1."""
+    tokens = backbone.tokenize([template.replace("{}", name) for name in check_names(names)])
+    return tokens, torch.full_like(tokens, -1)
 
 
 def with_context(

@@ -1,6 +1,6 @@
-"""Where a training stood at the end of an epoch: kept when it is interrupted, taken up by the same fit.
+"""Snapshots of a training at the end of an epoch: kept when it is interrupted, resumed by the same fit.
 
-A fit is a function of (backbone, support set, parameters, seed), so one that goes on from here ends
+A fit is a function of (backbone, support set, parameters, seed), so one that resumes from a snapshot ends
 where it would have ended, to the last bit.
 """
 
@@ -23,8 +23,8 @@ from handful.files import cache_folder, write_atomically
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Parameters, state of the optimizer and of the generator, and the losses, after some epochs."""
+class Snapshot:
+    """Parameters, buffers, states of the optimizer and of the generator, and losses, after some epochs."""
 
     epochs: int
     losses: list[float]
@@ -32,13 +32,15 @@ class Standing:
 
     @classmethod
     def take(
-        cls, epochs: int, losses: list[float], optimizer: torch.optim.Optimizer,
+        cls, epochs: int, losses: list[float], model: nn.Module, optimizer: torch.optim.Optimizer,
         generator: torch.Generator | None,
-    ) -> Standing:  # fmt: skip
+    ) -> Snapshot:  # fmt: skip
         """Copy all of it, to the CPU."""
         tensors = {
             f"parameter.{n}": p.detach().to("cpu", copy=True) for n, p in enumerate(_parameters(optimizer))
         }
+        for name, value in model.named_buffers():
+            tensors[f"buffer.{name}"] = value.to("cpu", copy=True)
         for number, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
                 if isinstance(value, Tensor):
@@ -47,14 +49,19 @@ class Standing:
             tensors["generator"] = generator.get_state()
         return cls(epochs, list(losses), tensors)
 
-    def put_back(self, optimizer: torch.optim.Optimizer, generator: torch.Generator | None) -> None:
-        """Set parameters, optimizer and generator to where they stood."""
+    def put_back(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator | None
+    ) -> None:
+        """Set parameters, buffers, optimizer and generator to where they stood."""
         state: dict[int, dict[str, Tensor]] = {}
+        buffers = dict(model.named_buffers())
         with torch.no_grad():
             for name, value in self.tensors.items():
                 kind, _, rest = name.partition(".")
                 if kind == "parameter":
                     _parameters(optimizer)[int(rest)].copy_(value)
+                elif kind == "buffer":
+                    buffers[rest].copy_(value)
                 elif kind == "optimizer":
                     number, _, key = rest.partition(".")
                     state.setdefault(int(number), {})[key] = value.clone()
@@ -68,33 +75,33 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-class Shelf:
-    """The file that keeps an interrupted training, in the cache folder, by what makes it that training."""
+class SnapshotStore:
+    """The file that keeps an interrupted training, in the cache folder, by the identity of the training."""
 
     def __init__(self, key: str, *facts: Any) -> None:
         name = hashlib.sha256(repr((key, *facts)).encode()).hexdigest()[:32]
         self.path: Path = cache_folder() / "training" / f"{name}.safetensors"
 
-    def read(self) -> Standing | None:
+    def read(self) -> Snapshot | None:
         """Give what is kept; a file that can't be read counts as absent."""
         if not self.path.exists():
             return None
         try:
             with safetensors.safe_open(self.path, "pt") as file:
-                facts = json.loads(file.metadata()["standing"])
+                facts = json.loads(file.metadata()["snapshot"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Standing(int(facts["epochs"]), [float(loss) for loss in facts["losses"]], tensors)
+            return Snapshot(int(facts["epochs"]), [float(loss) for loss in facts["losses"]], tensors)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             warnings.warn(f"Leaving out a damaged file, {self.path}: {error}", stacklevel=4)
             return None
 
-    def write(self, standing: Standing) -> bool:
+    def write(self, snapshot: Snapshot) -> bool:
         """Keep it, and say whether that worked; a full or read-only disk costs the resuming."""
-        facts = json.dumps({"epochs": standing.epochs, "losses": standing.losses})
+        facts = json.dumps({"epochs": snapshot.epochs, "losses": snapshot.losses})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            tensors = {name: value.contiguous() for name, value in standing.tensors.items()}
-            write_atomically(self.path, save(tensors, {"standing": facts}))
+            tensors = {name: value.contiguous() for name, value in snapshot.tensors.items()}
+            write_atomically(self.path, save(tensors, {"snapshot": facts}))
         except OSError as error:
             warnings.warn(f"The training is not kept in {self.path.parent}: {error}", stacklevel=4)
             return False

@@ -1,11 +1,8 @@
-"""The exact search over a residual ratio, and with it over the two numbers of a cache.
+"""The exact search over a residual ratio, and with it over a second number.
 
 For logits `base + a extra`, the ratios a at which an image is right are an interval, found from the
 pairwise logit differences in O(C). Sweeping the interval ends counts, for every a in a range at once,
 how many images are right: one sweep in place of a grid of ratios, and no ratio is missed.
-
-A cache's logits are sums of `exp(-beta (1 - A))`. Betas that are evenly spaced need no exponential
-each: the next affinities are the last ones times a constant matrix.
 """
 
 from __future__ import annotations
@@ -17,21 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from handful.errors import unexpected
-
-ALPHAS = (0.1, 50.0)
-BETAS = tuple(0.5 * number for number in range(1, 41))
-"""Where to look for a cache's numbers: as wide as the widest range of the published code."""
-PUBLISHED = {
-    "imagenet": (7, 3), "caltech101": (12, 5), "dtd": (13, 13), "eurosat": (12, 10), "fgvc": (30, 30),
-    "food101": (10, 10), "oxford_flowers": (50, 50), "oxford_pets": (7, 3), "stanford_cars": (20, 10),
-    "sun397": (12, 10), "ucf101": (7, 3),
-}  # fmt: skip
-"""Tip-Adapter's search scales, (beta, alpha): tuned for each data set by its authors (methods.md §5.2)."""
 ROWS = 256
-"""Images whose affinities stay in the processor's cache through all betas."""
-ANCHOR = 16
-"""Betas after which affinities are computed anew, before rounding adds up."""
+"""Images whose logits stay in the processor's cache through all betas."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +25,6 @@ class Found:
     alpha: float
     beta: float
     accuracy: float
-
-
-def cache_ranges(name: str) -> tuple[tuple[float, float], tuple[float, ...]]:
-    """Give the range of alpha and the betas to look at: `"wide"`, or a data set's as published.
-
-    The published grid has 200 betas and 20 alphas from 0.1 on, and leaves its upper ends out; the
-    exact search takes the same betas and every alpha between the first and the last.
-    """
-    if isinstance(name, str) and name == "wide":
-        return ALPHAS, BETAS
-    if not isinstance(name, str) or name not in PUBLISHED:
-        raise unexpected("ranges", name, f"'wide', or one of {sorted(PUBLISHED)}")
-    beta, alpha = PUBLISHED[name]
-    return (0.1, 0.1 + 19 * (alpha - 0.1) / 20), tuple(0.1 + i * (beta - 0.1) / 200 for i in range(200))
 
 
 def best_ratio(base: Tensor, extra: Tensor, labels: Tensor, low: float, high: float) -> tuple[float, float]:
@@ -78,35 +48,33 @@ def best_ratio(base: Tensor, extra: Tensor, labels: Tensor, low: float, high: fl
     return ratio, float(((base + ratio * extra).argmax(1) == labels).double().mean())
 
 
-def best_cache(
+def best_pair(
     base: Tensor,
-    nearness: Callable[[Tensor], Tensor],
-    key_labels: Tensor,
+    extras: Callable[[Tensor, Sequence[float]], Iterator[Tensor]],
     labels: Tensor,
     alphas: tuple[float, float],
     betas: Sequence[float],
 ) -> Found:
-    """Find the best alpha in a range, exactly, at each of some betas, for `base + alpha * cache(beta)`.
+    """Find the best alpha in a range, exactly, at each of some betas, for `base + alpha * extra(beta)`.
 
-    `cache(beta) = exp(-beta (1 - nearness)) @ one_hot(key_labels)` (Tip-Adapter, equation 5). Ties
-    keep the smallest beta, then the first stretch of alpha.
+    Ties keep the smallest beta, then the first stretch of alpha.
 
     Parameters
     ----------
     base
-        Logits `[N, C]` without the cache.
-    nearness
-        Gives the cosines `[n, NK]` of some rows of images to all keys; -inf hides a key from an image.
-    key_labels, labels
-        `[NK]` and `[N]`.
+        Logits `[N, C]`.
+    extras
+        Gives what alpha multiplies, `[n, C]`, for some rows of images at each of some betas.
+    labels
+        `[N]`.
     alphas, betas
         The range of alpha, and the betas to look at, ascending.
     """
-    index, chunks = by_class(key_labels, base.shape[1]), torch.arange(len(base)).split(ROWS)
+    chunks = torch.arange(len(base)).split(ROWS)
     starts, ends = (torch.empty(len(betas), len(base), dtype=torch.float64) for _ in range(2))
     for rows in chunks:
         gap = gaps(base[rows], labels[rows])
-        for number, extra in enumerate(cache_logits(nearness(rows), index, betas)):
+        for number, extra in enumerate(extras(rows, betas)):
             starts[number, rows], ends[number, rows] = intervals(gap, extra, labels[rows])
     claims = [
         (*sweep(start, end, *alphas), beta) for start, end, beta in zip(starts, ends, betas, strict=True)
@@ -117,59 +85,11 @@ def best_cache(
             break  # no later claim is better than what was checked
         right = 0
         for rows in chunks:
-            (extra,) = cache_logits(nearness(rows), index, [beta])
+            (extra,) = extras(rows, [beta])
             right += int(((base[rows] + alpha * extra).argmax(1) == labels[rows]).sum())
         if right > best.accuracy * len(base):
             best = Found(alpha, beta, right / len(base))
     return best
-
-
-def best_cache_inside(
-    base: Tensor,
-    keys: Tensor,
-    labels: Tensor,
-    groups: Tensor,
-    alphas: tuple[float, float] = ALPHAS,
-    betas: Sequence[float] = BETAS,
-) -> Found:
-    """Find a cache's best alpha and beta on the support set that made it, with no other images.
-
-    An image sees no key of its own group: with the number of each image in its class for a group, one
-    whole shot of every class is held out at a time.
-
-    Parameters
-    ----------
-    base
-        Logits `[NK, C]` of the support set without the cache.
-    keys
-        `[NK, E]`, rows of unit norm.
-    labels, groups
-        `[NK]`.
-    alphas, betas
-        The range of alpha, and the betas to look at, ascending.
-    """
-
-    def nearness(rows: Tensor) -> Tensor:
-        return (keys[rows] @ keys.T).masked_fill(groups[rows, None] == groups, -math.inf)
-
-    return best_cache(base, nearness, labels, labels, alphas, betas)
-
-
-def cache_logits(nearness: Tensor, index: Tensor, betas: Sequence[float]) -> Iterator[Tensor]:
-    """Give a cache's logits `[N, C]` for each beta; `index [C, K]` names each class's keys, -1 none."""
-    shape = (len(nearness), *index.shape)
-    hidden = torch.full((len(nearness), 1), -math.inf)
-    away = 1 - torch.cat([nearness, hidden], dim=1)[:, index.flatten()]  # -1 takes the last column
-    width, factor, affinity = math.nan, away, away
-    for number, beta in enumerate(betas):
-        step = beta - betas[number - 1]
-        if number % ANCHOR == 0:
-            affinity = torch.exp(-beta * away)
-        else:
-            if not math.isclose(step, width, rel_tol=1e-9):
-                width, factor = step, torch.exp(-step * away)
-            affinity.mul_(factor)
-        yield affinity.view(shape).sum(2)
 
 
 def gaps(base: Tensor, labels: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
-"""Choosing hyper-parameters without looking at a test image.
+"""Choosing hyper-parameters without looking at a test image: `choose` reads the four words for all methods.
 
-Cross-validation inside the support set; `handful.search` has the exact search over a residual ratio.
+`fixed`: the same for every task. `support`: by cross-validation inside the support set. `val`: on
+validation images. `oracle`: on the images of the test, as some published recipes do. `handful.search` has
+the exact search over a residual ratio.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -17,11 +20,78 @@ from torch import Tensor
 from handful.errors import unexpected
 from handful.types import Selection
 
+T = TypeVar("T")
 
-def check_selection(selection: str, allowed: Sequence[Selection]) -> None:
-    """Refuse a way of selection that a method does not offer."""
-    if selection not in allowed:
-        raise unexpected("selection", selection, f"one of {list(allowed)}")
+
+@dataclass(frozen=True)
+class Validation:
+    """Labelled images that hyper-parameters may be chosen on: raw features `[N, E]`, and labels `[N]`."""
+
+    features: Tensor
+    labels: Tensor
+
+    def accuracy(self, logits: Callable[[Tensor], Tensor]) -> float:
+        """Give the share that is right, 0 to 1."""
+        with torch.no_grad():
+            return float((logits(self.features).argmax(1) == self.labels).double().mean())
+
+
+class Chosen(Protocol):
+    """What `choose` looks at of a task."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of the support set, `[N]`."""
+        ...
+
+    @property
+    def held_out(self) -> Validation:
+        """Validation images, or what an oracle was given; an error if there are none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """What was chosen, how, and what to know of it."""
+
+    value: T
+    selection: Selection
+    notes: tuple[str, ...] = ()
+
+
+def choose(
+    word: Selection, task: Chosen, fit: Callable[[], T], search: Callable[[Validation | None], T], what: str
+) -> Choice[T]:
+    """Fit with fixed hyper-parameters or search them, as a word of `Selection` asks.
+
+    Parameters
+    ----------
+    word
+        `"fixed"`, `"support"`, `"val"` or `"oracle"`.
+    task
+        What is fitted.
+    fit
+        Fits with hyper-parameters as they were given.
+    search
+        Searches them on images that were seen, or, given None, inside the support set.
+    what
+        The hyper-parameters in words, for a note: "alpha and beta".
+
+    Raises
+    ------
+    ParameterError
+        It is another word, or no validation images were given for `"val"` and `"oracle"`.
+    """
+    if not isinstance(word, str) or word not in get_args(Selection):
+        raise unexpected("selection", word, f"one of {list(get_args(Selection))}")
+    if word in ("val", "oracle"):
+        return Choice(search(task.held_out), word)
+    if word == "fixed":
+        return Choice(fit(), word)
+    if smallest_class(task.labels.numpy()) < 2:
+        note = f"One image of some class: {what} could not be searched inside the support set."
+        return Choice(fit(), "fixed", (note,))
+    return Choice(search(None), word)
 
 
 def folds(labels: NDArray[Any], count: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
@@ -57,7 +127,7 @@ def smallest_class(labels: NDArray[Any]) -> int:
 
 
 def search_c(score: Callable[[float], float], steps: int = 8) -> float:
-    """CoOp's search for a linear probe's C (methods.md §1.2): seven decades, then bisection.
+    """CoOp's search for a linear probe's C: seven decades, then bisection (Zhou et al. 2022a, code).
 
     The best of 1e6, 1e4, ..., 1e-6 (the first, largest one on ties) is bracketed by a decade on
     either side; each of `steps` steps fits both ends and draws the worse one to the geometric mean

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import save_file
 
 import handful
-from handful.methods.meta_adapter import Refiner
 
 HERE = Path(__file__).parent
 CONFIG = {
@@ -61,7 +60,7 @@ def main() -> None:
         backbone = frozen_backbone(Path(place))
         images, labels = pictures(1, 9), [NAMES[row % 3] for row in range(9)]
         quick: dict[str, Any] = {"epochs": 2, "views": 0}
-        refiner = Refiner(16).reset(torch.Generator().manual_seed(0))
+        refiner = handful.Refiner(16).reset(torch.Generator().manual_seed(0))
         methods = {
             "zero-shot": handful.ZeroShot(backbone, templates=["a photo of a {}.", "art of a {}."]),
             "linear-probe": handful.LinearProbe(backbone),
@@ -90,12 +89,17 @@ def main() -> None:
         for name in ("coop", "mma"):
             clf = handful.load(HERE / name / "learned.safetensors", backbone, class_names=["kiwi", "lime"])
             save_file(answers(clf), HERE / name / "answers-others.safetensors")
-        integers = handful.LogisticProbe(backbone, selection="fixed").fit(images, [row % 3 + 5 for row in range(9)])
+        integers = handful.LogisticProbe(backbone, selection="fixed").fit(
+            images, [row % 3 + 5 for row in range(9)]
+        )
         shutil.rmtree(HERE / "integers", ignore_errors=True)
         integers.save(HERE / "integers")
         save_file(answers(integers), HERE / "integers" / "answers.safetensors")
     mini = handful.load_backbone("mini", device="cpu")
-    for name, clf in {"mini-tip-adapter": handful.TipAdapter(mini), "mini-coop": handful.CoOp(mini, **quick)}.items():
+    for name, clf in {
+        "mini-tip-adapter": handful.TipAdapter(mini),
+        "mini-coop": handful.CoOp(mini, **quick),
+    }.items():
         shutil.rmtree(HERE / name, ignore_errors=True)
         clf.fit(images, labels, class_names=NAMES)
         clf.draw_ = {"data": "noise", "shots": 3, "seed": 1}

@@ -85,7 +85,7 @@ def explain_context(clf: FewShotClassifier, top: int = 3) -> dict[str, list[list
     ParameterError
         The classifier learned no context.
     """
-    context, backbone = clf.fitted_head().tensors().get("context"), clf.loaded_backbone()
+    context, backbone = clf.head_.tensors().get("context"), clf.loaded_backbone()
     if context is None:
         raise ParameterError(
             f"This is a {clf.method} classifier, and it learned no words. Explain one that was fitted with "

@@ -49,9 +49,10 @@ def require_readable(items: Sequence[ImageLike]) -> None:
     refuse_unreadable(failures, len(items))
 
 
-def refuse_unreadable(failures: Sequence[str], count: int) -> None:
+def refuse_unreadable(failures, count: int) -> None:
     """Raise one error that names the images of `count` that can't be read, if any."""
     if failures:
+        failures = list(failures.values()) if isinstance(failures, dict) else failures
         shown = "\n".join(f"  {failure}" for failure in failures[:MOST_SHOWN])
         raise DataError(f"{len(failures)} of {count} images can't be read:\n{shown}")
 

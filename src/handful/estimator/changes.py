@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from copy import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from handful.backbones import Backbone
 from handful.data.sets import ImageSet, check_names
 from handful.errors import DataError, ParameterError
-from handful.estimator.inputs import Task, match_names, read_class_weights
+from handful.estimator.fitted import Fitted
+from handful.estimator.inputs import match_names, read_class_weights
+from handful.estimator.task import Learned, Task
 from handful.features import Features
-from handful.prompts import class_weights as text_classifier
 
-if TYPE_CHECKING:
-    from handful.estimator import FewShotClassifier
-
-Classifier = TypeVar("Classifier", bound="FewShotClassifier")
+Encode = Callable[[Any], Features]
+"""Gives the features of more support images, as the fit read its own."""
 MOST_NAMED = 100_000
 """Support images whose names are kept, to say which of them decided."""
 
@@ -73,27 +74,24 @@ class Kept:
         )
 
 
-def kept(clf: FewShotClassifier) -> Kept:
-    """Give what a fitted classifier keeps, or say that its method trains on its images."""
-    head: Any = clf.fitted_head()
-    if not clf.online:
-        raise ParameterError(
-            f"{type(clf).__name__} would have to train again: classes and images come and go without "
-            "training for ZeroShot, TipAdapter and MetaAdapter. Fit it on the new support set."
-        )
-    keys = getattr(head, "keys", None)
-    labels = torch.zeros(0, dtype=torch.int64) if keys is None else head.labels
-    shots = clf.shots_ or [0] * len(clf.class_names_)
-    return Kept(clf.class_names_, head.class_weights, keys, labels, clf.support_, shots)
+def kept(fitted: Fitted) -> Kept:
+    """Give what a fit keeps."""
+    tensors, support = fitted.head.tensors(), fitted.head.support
+    labels = torch.zeros(0, dtype=torch.int64) if support is None else support.labels
+    shots = list(fitted.shots) or [0] * len(fitted.class_names)
+    keys = None if support is None else support.keys
+    return Kept(fitted.class_names, tensors["class_weights"], keys, labels, list(fitted.support), shots)
 
 
-def add_class(clf: FewShotClassifier, name: str, images: Any, class_weight: Any) -> Kept:
-    """Add a class, with or without images."""
-    now, names = kept(clf), check_names([*clf.class_names_, name])
+def add_class(
+    fitted: Fitted, name: str, class_weight: Any, encode_name: Callable[[str], Tensor]
+) -> tuple[Kept, str]:
+    """Add a class without images, and give its name as it is now."""
+    now, names = kept(fitted), check_names([*fitted.class_names, name])
     if class_weight is not None:
         text = read_class_weights([class_weight], 1)
-    elif clf.templates_:
-        text = text_classifier(clf.loaded_backbone(), names[-1:], clf.templates_).cpu()
+    elif fitted.templates:
+        text = encode_name(names[-1])
     else:
         raise ParameterError(
             "This was fitted on class weights that were given: give add_class(..., class_weight=) for the "
@@ -101,25 +99,12 @@ def add_class(clf: FewShotClassifier, name: str, images: Any, class_weight: Any)
         )
     if text.shape[1] != now.text.shape[1]:
         raise DataError(f"Got a class weight {text.shape[1]} wide, expected {now.text.shape[1]}.")
-    now = now.with_class(names[-1], text)
-    return now if images is None else _with_images(clf, now, len(names) - 1, images)
+    return now.with_class(names[-1], text), names[-1]
 
 
-def add_images(clf: FewShotClassifier, name: str, images: Any) -> Kept:
+def add_images(now: Kept, name: str, images: Any, encode: Encode) -> Kept:
     """Add images to a class."""
-    now = kept(clf)
-    return _with_images(clf, now, int(match_names([name], now.names)[0]), images)
-
-
-def remove_class(clf: FewShotClassifier, name: str) -> Kept:
-    """Leave out a class and its images."""
-    now = kept(clf)
-    if len(now.names) == 1:
-        raise DataError(f"{name!r} is the only class: a classifier needs one.")
-    return now.without(int(match_names([name], now.names)[0]))
-
-
-def _with_images(clf: FewShotClassifier, now: Kept, row: int, images: Any) -> Kept:
+    row = int(match_names([name], now.names)[0])
     if isinstance(images, ImageSet):
         others = set(match_names(images.class_names, now.names)[images.labels].tolist()) - {row}
         if others:
@@ -128,7 +113,7 @@ def _with_images(clf: FewShotClassifier, now: Kept, row: int, images: Any) -> Ke
                 f"Got an ImageSet with images of {found}, expected only {now.names[row]!r}: add the images "
                 "of one class at a time."
             )
-    features = as_fitted(clf).encode_support(images)
+    features = encode(images)
     if features.values.shape[-1] != now.text.shape[1]:
         raise DataError(f"Got features {features.values.shape[-1]} wide, expected {now.text.shape[1]}.")
     return now.with_images(
@@ -136,26 +121,37 @@ def _with_images(clf: FewShotClassifier, now: Kept, row: int, images: Any) -> Ke
     )
 
 
-def as_fitted(clf: Classifier) -> Classifier:
-    """Give a copy with the parameters that it was fitted with, whatever was set since."""
-    fitted = copy(clf)
-    for name, value in clf.fitted_with_.items():
-        setattr(fitted, name, value)
-    return fitted
+def remove_class(now: Kept, name: str) -> Kept:
+    """Leave out a class and its images."""
+    if len(now.names) == 1:
+        raise DataError(f"{name!r} is the only class: a classifier needs one.")
+    return now.without(int(match_names([name], now.names)[0]))
+
+
+def task_of(fitted: Fitted, now: Kept, backbone: Backbone | None) -> Task:
+    """Give the task of a fresh fit on what is kept."""
+    features = None if now.keys is None else Features(now.keys[:, None])
+    scale = float(fitted.head.settings()["scale"])
+    return Task(features, now.labels, now.names, now.text, scale, backbone)
+
+
+def refitted(fitted: Fitted, now: Kept, learned: Learned) -> Fitted:
+    """Give the fit of a support set that was changed."""
+    fresh = replace(
+        fitted, head=learned.head, selection=learned.selection, selected=learned.selected,
+        notes=learned.notes, losses=learned.losses, class_names=now.names, classes=np.array(now.names),
+        shots=tuple(now.shots), support=tuple(now.items), learned_on=(), draw=None, scores=(),
+        calibration=None,
+    )  # fmt: skip
+    if fitted.calibration:
+        return fresh.noting("It was calibrated on another support set: call calibrate again.")
+    return fresh
 
 
 def next_number(items: list[str]) -> int:
     """Give the first number that no support image without a path has yet."""
     numbers = [item.removeprefix("image ") for item in items if item.startswith("image ")]
     return max([int(number) for number in numbers if number.isdecimal()], default=-1) + 1
-
-
-def task_of(clf: FewShotClassifier, now: Kept) -> Task:
-    """Give the task of a fresh fit on what is kept."""
-    head: Any = clf.fitted_head()
-    features = None if now.keys is None else Features(now.keys[:, None])
-    backbone = clf.find_backbone(needed=False)
-    return Task(features, now.labels, now.names, now.text, head.scale, backbone)
 
 
 def item_names(images: Any, count: int, first: int = 0) -> list[str]:

@@ -11,27 +11,23 @@ the threshold at the stated rate at most.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from handful.data.sets import ImageSet
 from handful.errors import CheckpointError, DataError, ParameterError, check_integer, check_number, unexpected
-from handful.estimator.inputs import match_labels, match_names
-from handful.features import Features
-from handful.heads import expect, image_features
+from handful.heads import Head, check_logits, expect
 from handful.selection import folds
 
-if TYPE_CHECKING:
-    from handful.estimator import FewShotClassifier
-
+Refit = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Tensor, Tensor, Tensor]]
+"""Fits on some images and classifies others, by their rows: logits `[M, C]` of the others, and unit features
+of both, `[N, E]` and `[M, E]`."""
 TEMPERATURES = (0.01, 100.0)
 """Of which the search is in between."""
 MEANS = "calibration.means"
@@ -80,21 +76,39 @@ class Calibration:
 
 
 def calibrate(
-    clf: FewShotClassifier, images: Any, labels: Any, false_alarm: float, count: int, given: dict[str, Any]
+    rows: NDArray[np.int64],
+    class_names: tuple[str, ...],
+    features: Callable[[], Tensor],
+    refit: Refit,
+    false_alarm: float,
+    count: int,
 ) -> Calibration:
-    """See `FewShotClassifier.calibrate`."""
+    """Calibrate a fit inside its support set; see `FewShotClassifier.calibrate`.
+
+    Parameters
+    ----------
+    rows
+        `[N]`, the class of each image.
+    class_names
+        For errors.
+    features
+        Gives unit features `[N, E]` of all images, by the fit itself.
+    refit
+        Fits again on all but a fold.
+    false_alarm, count
+        The stated rate, and how many folds there are at most.
+    """
     if not 0 < check_number("false_alarm", false_alarm, 0) < 1:
         raise ParameterError(f"Got false_alarm={false_alarm}, expected a rate between 0 and 1, as 0.05.")
-    rows = _rows(clf, images, labels)
-    shots = np.bincount(rows, minlength=len(clf.class_names_))
+    shots = np.bincount(rows, minlength=len(class_names))
     if not shots.all():
-        few = [clf.class_names_[row] for row in np.flatnonzero(shots == 0)][:5]
+        few = [class_names[row] for row in np.flatnonzero(shots == 0)][:5]
         raise DataError(
             f"Got no image of {few}: an image of a class is known by others of it. Add some, or predict with "
             "unknown=PROBABILITY."
         )
     count = min(check_integer("folds", count, 2), max(int(shots.max()), 2))
-    parts = list(_held_out(clf, images, rows, count, given))
+    parts = list(_held_out(rows, refit, count))
     if not parts:
         raise DataError(
             "Got one image of each class: calibration holds one out and needs another. Add images, or "
@@ -103,7 +117,7 @@ def calibrate(
     logits, truth, familiar = (torch.cat(part) for part in zip(*parts, strict=True))
     return Calibration(
         fit_temperature(logits, truth), threshold_at(familiar.double().numpy(), false_alarm), false_alarm,
-        len(truth), len(parts), class_means(torch.from_numpy(clf.transform(images)), torch.from_numpy(rows)),
+        len(truth), len(parts), class_means(features(), torch.from_numpy(rows)),
     )  # fmt: skip
 
 
@@ -113,22 +127,8 @@ def class_means(features: Tensor, rows: Tensor) -> Tensor:
     return F.normalize(sums, dim=-1)
 
 
-def _rows(clf: FewShotClassifier, images: Any, labels: Any) -> NDArray[np.int64]:
-    """Give each image's class as its row."""
-    if isinstance(images, ImageSet):
-        return match_names(images.class_names, clf.class_names_)[images.labels]
-    if labels is None:
-        raise DataError("Got images without labels. Give labels, or an ImageSet.")
-    rows: NDArray[np.int64] = match_labels(labels, clf.class_names_, clf.classes_).numpy()
-    if not hasattr(images, "__len__") or len(images) != len(rows):
-        raise DataError(f"Got {len(rows)} labels, expected one for each image.")
-    return rows
-
-
-def _held_out(
-    clf: FewShotClassifier, images: Any, rows: NDArray[np.int64], count: int, given: dict[str, Any]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Tell each fold by a classifier of the others: logits, rows, and how familiar the images are.
+def _held_out(rows: NDArray[np.int64], refit: Refit, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Classify each fold by a fit of the others: logits, rows, and how familiar the images are.
 
     An image that is alone in its class always stays among the others.
     """
@@ -137,20 +137,9 @@ def _held_out(
         out = held[~alone[held]]
         if len(out):
             kept = np.union1d(kept, held[alone[held]])
-            fresh = type(clf)(**clf.fitted_with_)
-            names = [clf.class_names_[row] for row in rows[kept]]
-            fresh.fit(_choose(images, kept), names, class_names=clf.class_names_, **given)
-            learned, other = (torch.from_numpy(fresh.transform(_choose(images, of))) for of in (kept, out))
+            logits, learned, other = refit(kept, out)
             means = class_means(learned, torch.from_numpy(rows[kept]))
-            logits = torch.from_numpy(fresh.decision_function(_choose(images, out)))
             yield logits, torch.from_numpy(rows[out]), (other @ means.T).max(1).values
-
-
-def _choose(images: Any, rows: NDArray[Any]) -> Any:
-    if isinstance(images, Features | np.ndarray | Tensor):
-        return images[rows]
-    items = images.items if isinstance(images, ImageSet) else images
-    return [items[row] for row in rows]
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -159,6 +148,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     Its logarithm has a standard normal prior: where all of a few images are right, 0 would be best, and what
     the method itself says, a temperature of 1, is kept instead. Two dozen images outweigh it.
     """
+    from scipy.optimize import minimize_scalar  # slow to import, and prediction does without
+
     logits = logits.double()
     low, high = map(math.log, TEMPERATURES)
     found = minimize_scalar(
@@ -179,21 +170,35 @@ def threshold_at(scores: NDArray[np.float64], false_alarm: float) -> float:
     return float(np.sort(scores)[k - 1]) if k else -1.0
 
 
+def probabilities(logits: Tensor, calibration: Calibration | None) -> Tensor:
+    """Turn logits `[..., C]` into probabilities, as calibrated."""
+    temperature = calibration.temperature if calibration else 1.0
+    return torch.softmax(check_logits(logits / temperature), -1)
+
+
+class Answer(NamedTuple):
+    """Probabilities `[N, C]`, and whether each image is of no known class, `[N]` of bool."""
+
+    probabilities: Tensor
+    is_unknown: Tensor
+
+
 @torch.no_grad()
-def tell(clf: FewShotClassifier, read: Tensor, unknown: float | str | None = None) -> tuple[Tensor, Tensor]:
-    """Give probabilities `[N, C]`, and which images are of no known class `[N]`, for what the head reads."""
-    head, known = clf.fitted_head(), clf.calibration_
-    probabilities = clf.probabilities(head.logits(read))
+def classify(
+    head: Head, calibration: Calibration | None, x: Tensor, unknown: float | str | None = None
+) -> Answer:
+    """Classify what a head needs of N images; see `FewShotClassifier.predict` for `unknown`."""
+    found = probabilities(head.read(x), calibration)
     if unknown is None:
-        return probabilities, torch.zeros(len(read), dtype=torch.bool)
+        return Answer(found, torch.zeros(len(x), dtype=torch.bool))
     if unknown != "auto":
-        return probabilities, probabilities.max(1).values < check_number("unknown", unknown, 0)
-    if known is None:
+        return Answer(found, found.max(1).values < check_number("unknown", unknown, 0))
+    if calibration is None:
         raise ParameterError(
             "Got unknown='auto' of a classifier that is not calibrated. Call clf.calibrate(images, labels) "
             "on its support set (handful fit --calibrate 0.05), or give a probability: unknown=0.5."
         )
-    return probabilities, known.familiarity(image_features(head, read)) < known.threshold
+    return Answer(found, calibration.familiarity(head.image_features(x)) < calibration.threshold)
 
 
 def read_calibration(facts: Any, means: Tensor | None, classes: int, width: int) -> Calibration | None:

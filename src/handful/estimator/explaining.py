@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from handful.errors import DataError, check_integer
-
-if TYPE_CHECKING:
-    from handful.estimator import FewShotClassifier
+from handful.estimator.confidence import probabilities
+from handful.estimator.fitted import Fitted
 
 
 @dataclass(frozen=True)
@@ -43,30 +42,41 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(clf: FewShotClassifier, image: Any, top: int) -> Explanation:
-    """See `FewShotClassifier.explain`."""
-    head: Any = clf.fitted_head()
+@torch.no_grad()
+def explain(fitted: Fitted, x: Tensor, top: int) -> Explanation:
+    """Explain the answer for what the head needs of one image, `[1, ...]`.
+
+    Raises
+    ------
+    DataError
+        It is not one image.
+    """
     top = check_integer("top", top, 0)
-    features = torch.cat(list(clf.query(image)))
-    if len(features) != 1:
-        raise DataError(f"Got {len(features)} images, expected one: explain each on its own.")
-    logits = head.logits(features)[0].double()
+    if len(x) != 1:
+        raise DataError(f"Got {len(x)} images, expected one: explain each on its own.")
+    logits = fitted.head.read(x)[0].double()
     others = logits.topk(min(2, len(logits))).values
     best = logits == others[0]
     margins = logits - torch.where(best, others[-1], others[0])
     order = margins.argsort(descending=True, stable=True).tolist()
-    names = [str(name) for name in clf.classes_]
-    support: list[Evidence] = []
-    if hasattr(head, "evidence"):
-        said: torch.Tensor = head.evidence(features[0]).double()
-        shares = said / said.abs().sum().clamp(min=torch.finfo(torch.float64).tiny)
-        labels = head.labels.tolist()
-        for row in said.argsort(descending=True, stable=True)[:top].tolist():
-            name = clf.support_[row] if row < len(clf.support_) else f"image {row}"
-            support.append(Evidence(name, names[labels[row]], float(shares[row])))
+    names = [str(name) for name in fitted.classes]
     return Explanation(
         names[order[0]],
-        float(clf.probabilities(logits)[order[0]]),
+        float(probabilities(logits, fitted.calibration)[order[0]]),
         {names[row]: float(margins[row]) for row in order},
-        support,
+        _decisive(fitted, x[0], names, top),
     )
+
+
+def _decisive(fitted: Fitted, x: Tensor, names: list[str], top: int) -> list[Evidence]:
+    """Give the support images that said most for one image."""
+    said, support = fitted.head.evidence(x), fitted.head.support
+    if said is None or support is None:
+        return []
+    said = said.double()
+    shares = said / said.abs().sum().clamp(min=torch.finfo(torch.float64).tiny)
+    labels, items = support.labels.tolist(), fitted.support
+    return [
+        Evidence(items[row] if row < len(items) else f"image {row}", names[labels[row]], float(shares[row]))
+        for row in said.argsort(descending=True, stable=True)[:top].tolist()
+    ]

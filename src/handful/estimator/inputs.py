@@ -1,10 +1,11 @@
-"""What a fit is given, made plain: names, labels, class weights, and the task of a method."""
+"""What people give, made plain: images as features or pixels, labels as rows, class weights as unit rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,108 +14,147 @@ from torch import Tensor
 
 from handful.backbones import Backbone
 from handful.data.sets import ImageSet, check_names, clean_name
-from handful.errors import DataError, ParameterError
-from handful.features import Features
+from handful.errors import DataError, FingerprintError, unexpected
+from handful.estimator.task import Source, Validation
+from handful.features import CROP_SCALE, Features, Part, encode, stream, stream_pixels
 from handful.features.online import Online
-from handful.features.views import Views
-from handful.types import Labels
+from handful.features.views import InputStage, Keep, Views
+from handful.heads import Head
+from handful.types import ImageLike, Labels
 
-Source = Features | Online | Views
-"""What a support set is read as: cached features, fresh crops, or what enters an image tower."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Labelled images that a method may choose its hyper-parameters on, and does not train on."""
-
-    features: Tensor
-    """`[N, E]` raw."""
-    labels: Tensor
-    """`[N]`, rows of the class names."""
-
-    def accuracy(self, logits: Callable[[Tensor], Tensor]) -> float:
-        """Give the share that is right, 0 to 1."""
-        with torch.no_grad():
-            return float((logits(self.features).argmax(1) == self.labels).double().mean())
+PREDICT_BATCH = 4096
+"""Given features that a head reads together."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a method is given: the support set in feature space and the text classifier.
+class ImageReader:
+    """Turns images, in any form that `fit` and `predict` take, into what a method or a head reads.
 
     Attributes
     ----------
-    features
-        The support set, `[N, V, E]` raw, or its crops; None for zero-shot.
-    labels
-        `[N]` int64.
-    class_names
-        In label order.
-    text
-        Class weights `[C, E]`, rows of unit norm; None for a method that does not read text.
-    scale
-        The inverse temperature of the backbone.
-    encoder
-        The backbone, for a method that works inside its towers.
-    validation
-        What `selection="val"` looks at, and `"oracle"`.
-    key
-        What makes a training that very training, so that an interrupted one can go on; None: it can't.
+    name
+        The class of the method, for errors.
+    find_backbone
+        Gives the loaded backbone; asked for True it raises where there is none.
+    fingerprint
+        Of the backbone that features must come from; empty for any.
+    views, seed, crop_scale
+        Of training images, as for `handful.encode`; `"online"` views are fresh crops at every step.
+    stage
+        What a method inside the image tower makes of training pixels; None: features.
+    keep
+        Where `Views` keep what the stage gives.
     """
 
-    features: Source | None
-    labels: Tensor
-    class_names: tuple[str, ...]
-    text: Tensor | None
-    scale: float
-    encoder: Backbone | None = None
-    validation: Validation | None = None
-    key: str | None = None
+    name: str
+    find_backbone: Callable[[bool], Backbone | None]
+    fingerprint: str = ""
+    views: int | Literal["online"] = 0
+    seed: int = 0
+    crop_scale: tuple[float, float] = CROP_SCALE
+    stage: InputStage | None = None
+    keep: Keep = "auto"
 
-    @property
-    def source(self) -> Features | Online:
-        """The support set as features or fresh crops of it, or an error that says it is missing."""
-        if isinstance(self.features, Views):
-            raise DataError("This method works on features, and was given what enters an image tower.")
-        return cast("Features | Online", self.inputs)
+    def support(self, images: Any) -> Source:
+        """Read a support set to train on, in views."""
+        if self.stage and is_encoded(images):
+            raise DataError(f"{self.name} works inside the image tower: give images, not features.")
+        if is_encoded(images):
+            return self._given(images)
+        items, backbone = as_items(images), self._backbone()
+        if self.views == "online":
+            return Online(backbone, items, self.crop_scale, self.stage)
+        if self.stage:
+            return Views(
+                backbone, items, self.stage, views=self.views, seed=self.seed, crop_scale=self.crop_scale,
+                keep=self.keep,
+            )  # fmt: skip
+        return encode(backbone, items, views=self.views, seed=self.seed, crop_scale=self.crop_scale)
 
-    @property
-    def inputs(self) -> Source:
-        """The support set to train on, or an error that says it is missing."""
-        if self.features is None:
-            raise DataError("This method learns from images: give fit(images, labels).")
-        return self.features
+    def features(self, images: Any) -> Features:
+        """Read more support images as features."""
+        found = self.support(images)
+        if not isinstance(found, Features):
+            raise DataError(f"{self.name} reads no cached features: give views, a number.")
+        return found
 
-    @property
-    def support(self) -> Features:
-        """The support set's features, or an error that says it is missing."""
-        if not isinstance(self.source, Features):
-            raise DataError("This method works on cached features: give a number of views, not 'online'.")
-        return self.source
-
-    @property
-    def backbone(self) -> Backbone:
-        """The backbone, or an error that says it is missing."""
-        if self.encoder is None:
-            raise ParameterError("This method works inside a text tower: give a backbone.")
-        return self.encoder
-
-    @property
-    def text_weights(self) -> Tensor:
-        """The text classifier, or an error that says it is missing."""
-        if self.text is None:
-            raise ParameterError("This method reads class names: give a backbone or class_weights=.")
-        return self.text
-
-    @property
-    def held_out(self) -> Validation:
-        """The validation images, or an error that says they are missing."""
-        if self.validation is None:
-            raise ParameterError(
-                "selection='val' looks at validation images, selection='oracle' at the test images: give "
-                "fit(..., validation=(images, labels)), or an ImageSet."
+    def validation(self, given: Any, names: tuple[str, ...], classes: NDArray[Any], width: int) -> Validation:
+        """Encode validation images as for testing, and find their rows."""
+        if isinstance(given, ImageSet):
+            images, rows = given, torch.from_numpy(match_names(given.class_names, names)[given.labels])
+        elif isinstance(given, tuple) and len(given) == 2:
+            images, rows = given[0], match_labels(given[1], names, classes)
+        else:
+            raise unexpected("validation", type(given).__name__, "an ImageSet, or (images, labels)")
+        plain = replace(self, views=0, stage=None)
+        features = plain.features(images).pooled()
+        if len(features) != len(rows) or (width and features.shape[1] != width):
+            raise DataError(
+                f"Got validation features of shape {list(features.shape)} and {len(rows)} labels, expected "
+                f"as many, {width} wide."
             )
-        return self.validation
+        return Validation(features, rows)
+
+    def query(self, images: Any, head: Head) -> Iterator[Part]:
+        """Read images to classify, in parts, as what the head needs of them: `values [n, ...]`."""
+        if head.needs == "pixels":
+            if is_encoded(images):
+                raise DataError(f"{self.name} runs images through its own tower: give images, not features.")
+            yield from stream_pixels(self._backbone(), self._some(images))
+            return
+        for part in self._features(images):
+            values = part.values if head.needs == "features" else part.hidden
+            if values is None:
+                raise DataError(
+                    f"{self.name} reads what enters the image tower's projection, and this has none."
+                )
+            if values.shape[-1] != head.width:
+                raise DataError(f"Got features {values.shape[-1]} wide, this classifier reads {head.width}.")
+            yield replace(part, values=values.mean(1))
+
+    def _features(self, images: Any) -> Iterator[Part]:
+        """Read features of images as for testing, in parts."""
+        if not is_encoded(images):
+            yield from stream(self._backbone(), self._some(images), cache=isinstance(images, ImageSet))
+            return
+        given = self._given(images)
+        hidden = given.values if given.hidden is None else given.hidden  # an array is what the head needs
+        for rows in torch.arange(len(given)).split(PREDICT_BATCH):
+            yield Part(rows.tolist(), given.values[rows], hidden[rows], {})
+
+    def _given(self, images: Any) -> Features:
+        """Check features that were made elsewhere."""
+        if not isinstance(images, Features):
+            return Features.from_array(images)
+        backbone = None if self.fingerprint else self.find_backbone(False)
+        wanted = self.fingerprint or (backbone.fingerprint if backbone else "")
+        if images.fingerprint and wanted and images.fingerprint != wanted:
+            raise FingerprintError("These features come from another backbone. Encode them again.")
+        return images
+
+    def _backbone(self) -> Backbone:
+        backbone = self.find_backbone(True)
+        if backbone is None:
+            raise unexpected("backbone", None, "a backbone, to read images")
+        return backbone
+
+    @staticmethod
+    def _some(images: Any) -> tuple[ImageLike, ...]:
+        items = as_items(images)
+        if not items:
+            raise DataError("Got no images, expected at least one.")
+        return items
+
+
+def as_items(images: Any) -> tuple[ImageLike, ...]:
+    """Take one image, several, or an `ImageSet`."""
+    is_bytes = isinstance(images, np.ndarray) and images.dtype == np.uint8
+    lone_array = is_bytes and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)))
+    if isinstance(images, str | Path) or hasattr(images, "getexif") or lone_array:
+        return (images,)
+    if not isinstance(images, Iterable | ImageSet):
+        raise unexpected("images", images, "paths, images, an ImageSet or Features")
+    return tuple(images.items if isinstance(images, ImageSet) else images)
 
 
 def is_encoded(images: object) -> bool:
@@ -197,3 +237,58 @@ def read_class_weights(given: Any, classes: int) -> Tensor:
     if weights.ndim != 2 or len(weights) != classes:
         raise DataError(f"Got class_weights of shape {list(weights.shape)}, expected [{classes}, E].")
     return torch.nn.functional.normalize(weights, dim=-1)
+
+
+def read_truth(
+    images: Any, labels: Labels | None, names: tuple[str, ...], classes: NDArray[Any]
+) -> NDArray[np.int64]:
+    """Give each image's class as a row of the fitted classes, `[N]`."""
+    if isinstance(images, ImageSet):
+        return match_names(images.class_names, names)[images.labels]
+    if labels is None:
+        raise DataError("Got images without labels. Give labels, or an ImageSet.")
+    rows: NDArray[np.int64] = match_labels(labels, names, classes).numpy()
+    if not hasattr(images, "__len__") or len(images) != len(rows):
+        raise DataError(f"Got {len(rows)} labels, expected one for each image.")
+    return rows
+
+
+def read_right(
+    predicted: NDArray[np.int64], labels: Labels | None, names: tuple[str, ...], classes: NDArray[Any]
+) -> NDArray[np.bool_]:
+    """Say which predicted rows `[N]` are right, for labels in any form that `fit` takes."""
+    if labels is None:
+        raise DataError("Got images without labels. Give labels, or an ImageSet.")
+    marks = np.asarray(labels)
+    if marks.shape != predicted.shape:
+        raise DataError(f"Got {len(predicted)} images and labels of shape {marks.shape}, expected one each.")
+    if classes.dtype.kind in "iu":
+        return np.asarray(classes[predicted] == marks)
+    if marks.dtype.kind in "iu" and marks.min() >= 0 and marks.max() < len(names):
+        return predicted == marks
+    return predicted == match_names(marks.tolist(), names)
+
+
+def choose_items(images: Any, rows: NDArray[Any]) -> Any:
+    """Choose some images of any that `fit` takes."""
+    if isinstance(images, Features | np.ndarray | Tensor):
+        return images[rows]
+    items = images.items if isinstance(images, ImageSet) else images
+    return [items[row] for row in rows]
+
+
+def joint_width(
+    inputs: Source | None, weights: Tensor | None, backbone: Backbone | None, labels: Tensor
+) -> int:
+    """Give E, on which features, class weights and backbone must agree; 0 where nothing says it."""
+    if inputs is not None and len(inputs) != len(labels):
+        raise DataError(f"Got {len(inputs)} images and {len(labels)} labels, expected as many.")
+    space = 0 if backbone is None else backbone.joint_width
+    joint = 0 if weights is None else weights.shape[1]
+    width = inputs.values.shape[-1] if isinstance(inputs, Features) else space if inputs is not None else 0
+    if len({width, joint, space} - {0}) > 1:
+        raise DataError(
+            f"Got features {width} wide, class weights {joint} wide and a backbone of {space} (0: none "
+            "given), expected one joint space. Leave out what is of another one."
+        )
+    return joint or width or space

@@ -234,3 +234,28 @@ def _encode_batch(
 def view_seed(name: str, seed: int, view: int) -> int:
     """Give the seed of an image's view, by the digest of the image."""
     return int.from_bytes(hashlib.sha256(f"{name} {seed} {view}".encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Part:
+    rows: list[int]
+    values: Tensor
+    hidden: Tensor | None
+    failures: dict[int, str]
+
+
+def stream(backbone, items, *, views=0, seed=0, crop_scale=CROP_SCALE, cache=True):
+    f = encode(backbone, items, views=views, seed=seed, crop_scale=crop_scale, cache=cache)
+    yield Part(list(range(len(f))), f.values, f.hidden, {})
+
+
+def stream_pixels(backbone, items):
+    for start in range(0, len(items), BATCH):
+        good, bad = decode_all([("", item) for item in items[start : start + BATCH]])
+        failures = dict(enumerate(bad, start))
+        yield Part(
+            list(range(len(good))),
+            torch.stack([backbone.preprocess(i) for _, i in good]) if good else torch.zeros(0),
+            None,
+            failures,
+        )

@@ -27,7 +27,7 @@ from handful.files import cache_folder
 from handful.progress import bar
 from handful.types import ImageLike
 
-Entrance = Callable[[Tensor], Tensor]
+InputStage = Callable[[Tensor], Tensor]
 """What pixels `[N, 3, H, W]` are read as, `[N, ...]`."""
 Keep = Literal["auto", "memory", "disk", "off"]
 SHARE = 0.25
@@ -35,7 +35,7 @@ SHARE = 0.25
 
 
 class Views:
-    """V views of each of N images, read by `entrance`.
+    """V views of each of N images, read by `stage`.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Views:
         That makes the views.
     items
         The images.
-    entrance
+    stage
         What the method reads: for MMA, the tokens that enter the first adapted block.
     views, seed, crop_scale
         As for `encode`; 0 views take the image as for testing.
@@ -56,7 +56,7 @@ class Views:
         self,
         backbone: Backbone,
         items: tuple[ImageLike, ...],
-        entrance: Entrance,
+        stage: InputStage,
         *,
         views: int,
         seed: int,
@@ -65,7 +65,7 @@ class Views:
     ) -> None:
         if not isinstance(keep, str) or keep not in ("auto", "memory", "disk", "off"):
             raise unexpected("cache", keep, "'auto', 'memory', 'disk' or 'off'")
-        self.backbone, self.items, self.entrance = backbone, items, entrance
+        self.backbone, self.items, self.stage = backbone, items, stage
         self.views, self.seed = check_integer("views", views, 0), check_integer("seed", seed)
         self.crop_scale = crop_scale
         require_readable(items)
@@ -108,7 +108,7 @@ class Views:
             seed = view_seed(self.names[row], self.seed, view)
             return self.backbone.view(images[row], seed, self.crop_scale)
 
-        return self.entrance(torch.stack([pixels(*place) for place in chosen])).float().cpu()
+        return self.stage(torch.stack([pixels(*place) for place in chosen])).float().cpu()
 
     def _fill(self) -> Tensor:
         """Read every view of every image, once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,18 @@ from handful import checkpoint
 from handful.backbones import Backbone, load_backbone, reload_backbone
 from handful.errors import BackboneError, CheckpointError, unexpected
 from handful.estimator import FewShotClassifier
-from handful.estimator.keeping import for_classes, restore
-from handful.methods.clip_adapter import ClipAdapter
-from handful.methods.cocoop import CoCoOp
-from handful.methods.coop import CoOp
-from handful.methods.fine_tuning import FineTuning
-from handful.methods.linear_probe import LinearProbe
-from handful.methods.logistic_probe import LogisticProbe
-from handful.methods.meta_adapter import MetaAdapter, Refiner, load_refiner, refine
-from handful.methods.mma import MMA
-from handful.methods.text_tuning import TextTuning
-from handful.methods.tip_adapter import TipAdapter, TipAdapterF
-from handful.methods.zero_shot import ZeroShot
+from handful.methods.features.clip_adapter import ClipAdapter
+from handful.methods.features.linear_probe import LinearProbe
+from handful.methods.features.logistic_probe import LogisticProbe
+from handful.methods.features.meta_adapter import MetaAdapter
+from handful.methods.features.text_tuning import TextTuning
+from handful.methods.features.tip_adapter import TipAdapter
+from handful.methods.features.tip_adapter.trained import TipAdapterF
+from handful.methods.features.zero_shot import ZeroShot
+from handful.methods.text.cocoop import CoCoOp
+from handful.methods.text.coop import CoOp
+from handful.methods.towers.fine_tuning import FineTuning
+from handful.methods.towers.mma import MMA
 
 __all__ = [
     "METHODS",
@@ -35,15 +36,12 @@ __all__ = [
     "LinearProbe",
     "LogisticProbe",
     "MetaAdapter",
-    "Refiner",
     "TextTuning",
     "TipAdapter",
     "TipAdapterF",
     "ZeroShot",
     "find_method",
     "load",
-    "load_refiner",
-    "refine",
 ]
 
 METHODS: dict[str, type[FewShotClassifier]] = {
@@ -63,20 +61,32 @@ METHODS: dict[str, type[FewShotClassifier]] = {
         MMA,
     )
 }
-"""The built-in methods by name. A third party's method is an import path, `pkg.module:Class`."""
+"""The built-in methods by name. A third party's method is an import path, `pkg.module:Class`, or what an
+installed package names by the entry point group `handful.methods`."""
+ENTRY_POINTS = "handful.methods"
 
 
 def find_method(name: str) -> type[FewShotClassifier]:
-    """Give the class of a built-in method, or import `pkg.module:Class`."""
+    """Give the class of a method: built in, named by an installed package, or imported as `pkg.module:Class`.
+
+    Raises
+    ------
+    ParameterError
+        There is no such method.
+    """
     if name in METHODS:
         return METHODS[name]
     module, colon, attribute = name.partition(":")
-    if not colon:
-        raise unexpected("method", name, f"one of {sorted(METHODS)}, or an import path pkg.module:Class")
+    plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if not colon and name not in plugins:
+        known = sorted({*METHODS, *plugins})
+        raise unexpected("method", name, f"one of {known}, or an import path pkg.module:Class")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise unexpected("method", name, "an import path that can be imported", f"{error}.") from error
+        found = getattr(importlib.import_module(module), attribute) if colon else plugins[name].load()
+    except Exception as error:  # whatever somebody else's module raises when it is imported
+        raise unexpected(
+            "method", name, "an import path that can be imported", f"{type(error).__name__}: {error}."
+        ) from error
     if not (isinstance(found, type) and issubclass(found, FewShotClassifier)):
         raise unexpected("method", name, "a subclass of handful.FewShotClassifier")
     return found
@@ -93,7 +103,7 @@ def read_value(text: str) -> Any:
 def load(
     path: str | Path,
     backbone: Backbone | str | None = None,
-    method: type[FewShotClassifier] | None = None,
+    method: type[FewShotClassifier] | str | None = None,
     class_names: Sequence[str] | None = None,
 ) -> FewShotClassifier:
     """Load a saved classifier, or what one learned, for other class names.
@@ -105,7 +115,8 @@ def load(
     backbone
         The backbone that it was fitted on; None loads it by its recorded name.
     method
-        The class, for a third party's method: a file can't make handful import code.
+        The class of a third party's method, or its import path: a file can't make handful import code.
+        What an installed package names by its entry point is found by itself.
     class_names
         Other classes than it was fitted on, for a method that can serve them; a file needs them.
 
@@ -120,19 +131,26 @@ def load(
     tensors, facts = (checkpoint.read_learned if alone else checkpoint.read)(Path(path))
     if alone and class_names is None:
         raise unexpected("class_names", None, f"names to serve: {path} holds what was learned alone")
-    cls = method or METHODS.get(facts["method"])
+    cls = find_method(method) if isinstance(method, str) else method or _known(facts["method"])
     if cls is None:
         raise CheckpointError(
-            f"{path} was made by {facts['method']!r}, which is not built in. Import its class and "
-            "give it: handful.load(path, method=ThatClass)."
+            f"{path} was made by {facts['method']!r}, which is not built in. Give its class: "
+            f"handful.load(path, method=...), or --method {facts['method']} on the command line."
         )
     found = _find_backbone(backbone, facts["backbone"].get("name"))
     if not alone:
-        clf = restore(cls, tensors, facts, found)
+        clf = cls.restore(tensors, facts, found)
         return clf if class_names is None else clf.with_classes(class_names)
     if found is None or class_names is None:
         raise CheckpointError(f"{path} names no backbone: give it, handful.load(path, backbone=...).")
-    return for_classes(cls, tensors, facts, found, class_names)
+    return cls.restore(tensors, facts, found, class_names)
+
+
+def _known(name: str) -> type[FewShotClassifier] | None:
+    """Give the class of a method that is built in, or that an installed package names."""
+    if name in METHODS or any(point.name == name for point in entry_points(group=ENTRY_POINTS)):
+        return find_method(name)
+    return None
 
 
 def _find_backbone(given: Backbone | str | None, recorded: object) -> Backbone | None:

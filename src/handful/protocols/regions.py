@@ -14,8 +14,8 @@ from handful.data.regions import Regions
 from handful.data.splits import draw
 from handful.errors import DataError
 from handful.features import encode
-from handful.methods import Refiner, refine
 from handful.prompts import class_weights
+from handful.refiner import Refiner, refine
 
 BOXES = 1024
 """Crops in memory at a time."""

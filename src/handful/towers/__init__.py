@@ -1,5 +1,5 @@
-"""Inside the towers: the shared-prefix text pass, the upper image pass, and the taps with the
-plain pass through them."""
+"""Inside the towers: the shared-prefix text pass, the upper image pass, the taps with the plain pass
+through them, and two towers with something added."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.towers.image import ImagePass
-from handful.towers.prefix import PrefixPass
+from handful.towers.pair import ImageSide, PairHead, TwoTowers, join
+from handful.towers.prefix import After, PrefixPass
 from handful.towers.taps import PlainPass, Taps
 
-__all__ = ["ImagePass", "PlainPass", "PrefixPass", "Taps", "TextPass", "text_pass"]
+__all__ = [
+    "After",
+    "ImagePass",
+    "ImageSide",
+    "PairHead",
+    "PlainPass",
+    "PrefixPass",
+    "Taps",
+    "TextPass",
+    "TwoTowers",
+    "join",
+    "text_pass",
+]
 
 TextPass = PrefixPass | PlainPass
 """Called with learned vectors, gives text features."""

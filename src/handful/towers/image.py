@@ -20,6 +20,9 @@ from handful.backbones.tower import Block, Tower
 from handful.towers.prefix import After, limits, run_parts
 from handful.towers.taps import Taps
 
+NO_SLOTS = torch.tensor(-1)
+"""Tokens of an image stand for no learned vector."""
+
 
 class ImagePass:
     """Features of images, from the tokens that enter a block.
@@ -79,7 +82,7 @@ class ImagePass:
             entered = x[:, :1] if alone else x
             x = blocks[index].finish(entered, attend(blocks[index], x, alone))
             if index in after:
-                x = after[index](entered, x)
+                x = after[index](entered, x, NO_SLOTS.expand(x.shape[1]).to(x.device))
         assert self.tower.leave is not None  # a tower with blocks has it
         return self.tower.leave(x)
 

@@ -25,8 +25,10 @@ from handful.backbones.tower import Block, Tower
 from handful.errors import unexpected
 from handful.towers.tree import Tree, grow
 
-After = Mapping[int, Callable[[Tensor, Tensor], Tensor]]
-"""By block: a function of a block's input and output tokens `[B, N, D]` that gives a new output."""
+After = Mapping[int, Callable[[Tensor, Tensor, Tensor], Tensor]]
+"""By block: a function of a block's input and output tokens `[B, N, D]` and of their slots that gives a new
+output. Slots `[N]` (or `[B, N]`) say which learned vector a token stands for, -1 for none, so that a deep
+prompt can replace it after every block."""
 
 FLOATS = 24
 """Numbers, in tower widths, that autograd keeps of a token in a block."""
@@ -103,12 +105,12 @@ class PrefixPass:
         for index in indices:
             block = self.tower.blocks[index]
             qkv = project(block, x) if index else self._project_first(block, x, number)
-            entered, attended = x, attend(qkv, block.heads, tree)
+            entered, attended, slots = x, attend(qkv, block.heads, tree), tree.slots
             if index == last:
-                entered, attended = x[:, tree.ends], attended[:, tree.ends]
+                entered, attended, slots = x[:, tree.ends], attended[:, tree.ends], slots[tree.ends]
             x = block.finish(entered, attended)
             if index in after:
-                x = after[index](entered, x)
+                x = after[index](entered, x, slots)
         return x
 
     def _frozen(self, number: int, first: int) -> Tensor:

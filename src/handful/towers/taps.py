@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self, cast
 
 import torch
@@ -84,6 +85,11 @@ class Taps:
         """Put `fn(input, output)` after a block."""
         self._handles.append(self._block(block).register_forward_hook(lambda _, args, out: fn(args[0], out)))
 
+    def put(self, after: After, slots: Tensor) -> None:
+        """Put what a fast pass does after blocks into the tower; `slots` are those of its tokens."""
+        for block, fn in after.items():
+            self.after(block, partial(_with_slots, fn, slots))
+
     def reweight(self, block: int, path: str, module: nn.Module) -> None:
         """Give a block `module(weight)` in place of its weight at `path`, as in `"mlp.c_fc.weight"`."""
         owner, _, name = path.rpartition(".")
@@ -125,6 +131,12 @@ class Taps:
 
 def _before(module: nn.Module, fn: Tokens) -> Any:
     return module.register_forward_pre_hook(lambda _, args: (fn(args[0]), *args[1:]))
+
+
+def _with_slots(
+    fn: Callable[[Tensor, Tensor, Tensor], Tensor], slots: Tensor, entered: Tensor, left: Tensor
+) -> Tensor:
+    return fn(entered, left, slots)
 
 
 class PlainPass:
@@ -170,6 +182,5 @@ class PlainPass:
         with Taps(self.tower) as taps, self.backbone.autocast():
             if (slots >= 0).any():
                 taps.on_embed(overwrite)
-            for block, fn in after.items():
-                taps.after(block, fn)
+            taps.put(after, slots)
             return cast(Any, self.backbone.model).encode_text(self.tokens[rows])

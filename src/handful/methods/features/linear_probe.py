@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from handful.backbones import Backbone
 from handful.errors import check_integer, check_number
-from handful.estimator import FewShotClassifier, Task
+from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import CosineHead
 from handful.train import descend
 
@@ -66,11 +66,11 @@ class LinearProbe(FewShotClassifier):
         self.views = views
         self.seed = seed
 
-    def fit_head(self, task: Task) -> CosineHead:
+    def learn(self, task: Task) -> Learned:
         """Find the minimum."""
         strength = check_number("strength", self.strength, 0)
         most = check_integer("max_iter", self.max_iter, 1)
-        values, text = task.support.values, task.text_weights  # [N, V, E], [C, E]
+        values, text = task.features.values, task.class_weights  # [N, V, E], [C, E]
         x = F.normalize(values.flatten(0, 1), dim=-1)
         labels = task.labels.repeat_interleave(values.shape[1])
         anchors = strength * class_confidence(task.scale * x @ text.T, labels)
@@ -80,9 +80,9 @@ class LinearProbe(FewShotClassifier):
             constraint = (anchors * model.moved().square().sum(1)).mean()
             return F.cross_entropy(model(x), labels) + constraint
 
-        self.losses_ = descend(model, loss, most, TOLERANCE)
-        self.selected_ = {"strength": strength}
-        return CosineHead(model.class_weights().detach(), task.scale)
+        losses = descend(model, loss, most, TOLERANCE)
+        head = CosineHead(model.class_weights().detach(), task.scale)
+        return Learned(head, selected={"strength": strength}, losses=tuple(losses))
 
 
 def class_confidence(logits: Tensor, labels: Tensor) -> Tensor:

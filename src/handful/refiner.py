@@ -1,36 +1,21 @@
-"""Meta-Adapter: a network, trained once, refines class weights by a few images (Song et al. 2023)."""
+"""The network of Meta-Adapter: gated attention of each class weight over its own images (Song et al. 2023).
+
+Trained once on base classes (`handful.meta_training`), it refines any text classifier of the same backbone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handful import checkpoint
-from handful.backbones import Backbone
-from handful.errors import CheckpointError, DataError, FingerprintError, ParameterError, unexpected
-from handful.estimator import FewShotClassifier, Task
-from handful.heads import (
-    CosineHead,
-    Head,
-    Place,
-    Shapes,
-    check_rows,
-    expect,
-    number,
-    support_shapes,
-)
+from handful.errors import CheckpointError, DataError, FingerprintError, unexpected
+from handful.heads import Shapes, expect
 from handful.search import by_class
-
-SHIPPED = "assets/mini/meta_adapter.safetensors"
-"""The network for the embedded backbone: `tools/train_meta.py` made it."""
 
 
 class Refiner(nn.Module):
@@ -42,7 +27,7 @@ class Refiner(nn.Module):
         refine(q, S) = norm(q + g c)
 
     Values are not projected, the class weight is a key and a value too, and one head is meant, as
-    published (methods.md §6.1). 2 E^2 + E + 1 parameters.
+    published. 2 E^2 + E + 1 parameters.
     """
 
     def __init__(self, width: int, facts: dict[str, Any] | None = None) -> None:
@@ -125,7 +110,7 @@ def load_refiner(path: str | Path, fingerprint: str = "") -> Refiner:
         raise CheckpointError(f"{path} holds what {facts['method']!r} learned, expected 'meta-adapter'.")
     check_fingerprint(str(path), facts, fingerprint)
     expect(tensors, SHAPES)
-    return build(tensors, facts)
+    return build_refiner(tensors, facts)
 
 
 def check_fingerprint(network: str, facts: dict[str, Any], fingerprint: str) -> None:
@@ -139,7 +124,7 @@ def check_fingerprint(network: str, facts: dict[str, Any], fingerprint: str) -> 
         )
 
 
-def build(tensors: dict[str, Tensor], facts: dict[str, Any] | None = None) -> Refiner:
+def build_refiner(tensors: dict[str, Tensor], facts: dict[str, Any] | None = None) -> Refiner:
     """Build the network from its weights."""
     refiner = Refiner(tensors["q_proj.weight"].shape[1], facts)
     refiner.load_state_dict(tensors)
@@ -157,7 +142,7 @@ def refine(class_weights: Any, support: Any, adapter: Refiner, labels: Any = Non
     """Refine a text classifier by a few labelled vectors of the same space, for any cosine head.
 
     Nothing is trained, and no class has a say in another's weight. It serves classifiers of images,
-    and open-vocabulary detectors whose head is a cosine to class weights (methods.md §6.3).
+    and open-vocabulary detectors whose head is a cosine to class weights.
 
     Parameters
     ----------
@@ -198,139 +183,3 @@ def support_index(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Rows of each class's support images `[C, K]`, and which of them there are, `[C, K]` of bool."""
     index = by_class(labels, classes)
     return index, index >= 0
-
-
-@dataclass(frozen=True)
-class RefinedHead:
-    """Class weights, the support set, and the network that refines the one by the other."""
-
-    kind: ClassVar[str] = "refined"
-    needs: ClassVar[Literal["features", "pixels"]] = "features"
-    class_weights: Tensor
-    keys: Tensor
-    labels: Tensor
-    scale: float
-    refiner: Refiner = field(repr=False)
-
-    @property
-    def width(self) -> int:
-        """E."""
-        return self.class_weights.shape[1]
-
-    @cached_property
-    def refined(self) -> Tensor:
-        """The class weights that serve, `[C, E]`."""
-        return refine(self.class_weights, self.keys, self.refiner, self.labels)
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Cosine to each refined class weight, times the scale."""
-        return CosineHead(self.refined, self.scale).logits(features)
-
-    @torch.no_grad()
-    def evidence(self, feature: Tensor) -> Tensor:
-        """What each support image adds to its class's cosine for a feature `[E]`: `[N]`."""
-        if not len(self.keys):
-            return self.keys.new_zeros(0)
-        text, (index, present) = self.class_weights, support_index(self.labels, len(self.class_weights))
-        keys = torch.cat([text[:, None], self.keys[index]], 1)  # [C, K + 1, E]
-        entered = self.refiner.gate(text) * self.refiner.attention(text, keys, present)  # [C, K + 1]
-        length = (text + (entered[:, None] @ keys)[:, 0]).norm(dim=1, keepdim=True)
-        said = self.keys.new_zeros(len(self.keys))
-        said[index[present]] = (entered / length)[:, 1:][present]
-        return said * (self.keys @ F.normalize(feature, dim=-1))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """`class_weights [C, E]` (not refined), `keys [N, E]`, `labels [N]`, and the network's."""
-        network = {f"refiner.{name}": value for name, value in self.refiner.tensors().items()}
-        return {"class_weights": self.class_weights, "keys": self.keys, "labels": self.labels, **network}
-
-    def settings(self) -> dict[str, Any]:
-        """`scale`, the inverse temperature."""
-        return {"scale": self.scale}
-
-    @classmethod
-    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
-        """Check and build."""
-        network: Shapes = {f"refiner.{name}": shape for name, shape in SHAPES.items()}
-        expect(tensors, support_shapes(len(place.class_names)) | network)
-        check_rows(tensors["labels"], len(place.class_names))
-        plain = {name.removeprefix("refiner."): tensors[name] for name in network}
-        text, keys, labels = (tensors[name] for name in ("class_weights", "keys", "labels"))
-        return cls(text, keys, labels, number(settings, "scale"), build(plain))
-
-
-class MetaAdapter(FewShotClassifier):
-    """Class weights refined by their support images, through a network that was trained on others.
-
-    Fitting trains nothing: a class may have any number of images, none too.
-
-    Parameters
-    ----------
-    backbone
-        A backbone, or the name of one.
-    refiner
-        A network that was trained on this backbone's features (`handful.meta_train`), or its file
-        (`handful meta-train`); None takes the one that ships with `mini`.
-    templates
-        Of the text classifier that is refined; `fit(..., class_weights=)` refines any other.
-    views
-        Augmented views behind each support vector; the published recipe takes 10.
-    seed
-        Of the views.
-    """
-
-    method: ClassVar[str] = "meta-adapter"
-    head_type: ClassVar[type[Head]] = RefinedHead
-    online: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        backbone: Backbone | str | None = None,
-        *,
-        refiner: str | Path | Refiner | None = None,
-        templates: str | Sequence[str] = "default",
-        views: int = 0,
-        seed: int = 0,
-    ) -> None:
-        self.backbone = backbone
-        self.refiner = refiner
-        self.templates = templates
-        self.views = views
-        self.seed = seed
-
-    def network(self, task: Task) -> Refiner:
-        """Load the network that serves a task's features."""
-        features = task.features.fingerprint if task.features is not None else ""
-        fingerprint = task.encoder.fingerprint if task.encoder is not None else features
-        if isinstance(self.refiner, Refiner):
-            check_fingerprint("This network", self.refiner.facts, fingerprint)
-            return self.refiner
-        if self.refiner is not None:
-            return load_refiner(self.refiner, fingerprint)
-        with as_file(files("handful").joinpath(SHIPPED)) as path:
-            try:
-                return load_refiner(path, fingerprint or "of no known backbone")
-            except FingerprintError as error:
-                raise ParameterError(
-                    "Got refiner=None, which is the network that ships with 'mini', expected the file of one "
-                    "trained for this backbone. Make one on other classes: handful meta-train FOLDER."
-                ) from error
-
-    def fit_head(self, task: Task) -> RefinedHead:
-        """Keep the support set and the network."""
-        return self.head_for(task, self.network(task))
-
-    def refit_head(self, head: Head, task: Task) -> RefinedHead:
-        """Keep the network that the fitted head has."""
-        assert isinstance(head, RefinedHead)
-        return self.head_for(task, head.refiner)
-
-    def head_for(self, task: Task, refiner: Refiner) -> RefinedHead:
-        """Check the widths, and put the parts together."""
-        text = task.text_weights
-        keys = text[:0] if task.features is None else task.support.directions()
-        if refiner.width != text.shape[1]:
-            raise DataError(
-                f"This network was trained on features {refiner.width} wide, got {text.shape[1]}."
-            )
-        return RefinedHead(text, keys, task.labels, task.scale, refiner)

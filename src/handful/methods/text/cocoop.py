@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 
 from handful.backbones import Backbone
 from handful.errors import ParameterError, check_integer
-from handful.estimator import FewShotClassifier, Task
-from handful.heads import Head, Place, Shapes, expect, number
+from handful.estimator import FewShotClassifier, Learned, Task
+from handful.heads import Head, HeadContext, Shapes, expect, number
 from handful.prompts import read_words, with_context
 from handful.towers import text_pass
-from handful.train import Recipe, seeded, train_on
+from handful.towers.written_out import WrittenOut
 
 REDUCTION = 16
 PREDICT_BATCH = 32
@@ -54,7 +55,8 @@ class ConditionalPromptLearner(nn.Module):
         self, backbone: Backbone, class_names: tuple[str, ...], context: Tensor, meta_net: MetaNet
     ) -> None:
         super().__init__()
-        self.text = text_pass(backbone, *with_context(backbone, class_names, len(context)))
+        self.backbone, self.prompts = backbone, with_context(backbone, class_names, len(context))
+        self.text = text_pass(backbone, *self.prompts)
         self.scale = backbone.scale
         self.context = nn.Parameter(context.clone())
         self.meta_net = meta_net
@@ -62,18 +64,33 @@ class ConditionalPromptLearner(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """`scale <norm(f_i), norm(g_c(context + shift(f_i)))>`: `[N, E]` to `[N, C]`."""
+        return self.logits(features, self.text)
+
+    def logits(self, features: Tensor, text: Callable[[Tensor], Tensor]) -> Tensor:
+        """Give logits, with the text features `[N, C, E]` of contexts `[N, M, D]` by any pass."""
         unit = F.normalize(features, dim=-1)
         contexts = self.context + self.meta_net(unit)[:, None]  # [N, M, D]
-        weights = F.normalize(self.text(contexts), dim=-1)  # [N, C, E]
+        weights = F.normalize(text(contexts), dim=-1)  # [N, C, E]
         return self.scale * (weights @ unit[:, :, None])[:, :, 0]
 
 
+class TraceableLearner(nn.Module):
+    """The same logits by the plain formula of the text tower, for an exporter to follow."""
+
+    def __init__(self, learner: ConditionalPromptLearner) -> None:
+        super().__init__()
+        self.learner, self.text = learner, WrittenOut(learner.backbone, *learner.prompts)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features `[N, E]` to logits `[N, C]`."""
+        return self.learner.logits(features, self.text)
+
+
 @dataclass(frozen=True)
-class ConditionalHead:
+class ConditionalHead(Head):
     """What stays of CoCoOp: context and meta-net. It needs the backbone's text tower to serve."""
 
     kind: ClassVar[str] = "conditional-prompt"
-    needs: ClassVar[Literal["features", "pixels"]] = "features"
     learned: dict[str, Tensor]
     learner: ConditionalPromptLearner | None
     scale: float
@@ -84,12 +101,21 @@ class ConditionalHead:
         return self.learned["meta_net.linear1.weight"].shape[1]
 
     @torch.no_grad()
-    def logits(self, features: Tensor) -> Tensor:
+    def read(self, x: Tensor) -> Tensor:
         """Every image reads every prompt with a context of its own."""
+        learner = self.loaded()
+        device = learner.context.device
+        return torch.cat([learner(part.to(device)).cpu() for part in x.split(PREDICT_BATCH)])
+
+    def loaded(self) -> ConditionalPromptLearner:
+        """Give the way through the text tower, or say that it is missing."""
         if self.learner is None:
             raise ParameterError("CoCoOp reads prompts for each image: load it with its backbone.")
-        device = self.learner.context.device
-        return torch.cat([self.learner(part.to(device)).cpu() for part in features.split(PREDICT_BATCH)])
+        return self.learner
+
+    def traceable(self) -> nn.Module:
+        """Every prompt is written out, up to the end of the longest one."""
+        return TraceableLearner(self.loaded())
 
     def tensors(self) -> dict[str, Tensor]:
         """`context [M, D]` and the meta-net's weights and biases."""
@@ -100,10 +126,12 @@ class ConditionalHead:
         return {"scale": self.scale}
 
     @classmethod
-    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], context: HeadContext) -> Self:
         """Check and build."""
         expect(tensors, _shapes("E", "D", "R"))
-        learner = None if place.backbone is None else restore(place.backbone, place.class_names, tensors)
+        learner = None
+        if context.backbone is not None:
+            learner = restore(context.backbone, context.class_names, tensors)
         return cls(tensors, learner, number(settings, "scale"))
 
 
@@ -150,7 +178,7 @@ class CoCoOp(FewShotClassifier):
         As for CoOp.
     training
         Settings of the training loop that differ, as in `{"precision": "bfloat16", "accumulate": 4,
-        "clip": 1.0}`: see `handful.train.Recipe`.
+        "clip": 1.0}`: see `handful.schedule.Schedule`.
     seed
         Of the views, the start and the order of the images.
     """
@@ -197,13 +225,14 @@ class CoCoOp(FewShotClassifier):
             meta_net = MetaNet(backbone.joint_width, backbone.text.width)
         return ConditionalPromptLearner(backbone, task.class_names, context, meta_net)
 
-    def learn(self, task: Task) -> dict[str, Tensor]:
+    def learn(self, task: Task) -> Learned:
         """Train context and meta-net."""
-        recipe = Recipe(self.epochs, self.batch_size, self.lr).change(self.training)
-        generator = seeded(self.seed)
+        schedule = self.schedule(task)
+        generator = schedule.generator()
         model = self.start(task, generator)
-        self.losses_ = train_on(model, task.source, task.labels, recipe, generator, task.key)
-        return {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        run = task.train(model, schedule, generator)
+        learned = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        return Learned.trained(self.build(task, learned), run)
 
     def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:
         """Context and meta-net."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.errors import CheckpointError, ParameterError
-from handful.estimator import FewShotClassifier, Task
-from handful.features.views import Entrance
-from handful.heads import Head, Place, Shapes, TextHead
-from handful.train import Recipe, choose_epochs, seeded, train_on
+from handful.errors import CheckpointError
+from handful.estimator import FewShotClassifier, Learned, Task
+from handful.features.views import InputStage
+from handful.heads import Head, HeadContext, Needs, Shapes, TextHead
+from handful.towers.pair import PixelLogits, encoder_with, image_encoder, loaded
 
 
 class TunedEncoder(nn.Module):
@@ -31,7 +31,7 @@ class TunedEncoder(nn.Module):
 
     def __init__(self, backbone: Backbone, text: Tensor) -> None:
         super().__init__()
-        start = dict(encoder(backbone).named_parameters())
+        start = dict(image_encoder(backbone).named_parameters())
         self.names = list(start)
         self.weights = nn.ParameterList(nn.Parameter(value.detach().clone()) for value in start.values())
         self.text, self.scale = F.normalize(text.to(backbone.device), dim=-1), backbone.scale
@@ -47,15 +47,10 @@ class TunedEncoder(nn.Module):
         return self.scale * F.normalize(features, dim=-1) @ self.text.T
 
 
-def encoder(backbone: Backbone) -> nn.Module:
-    """Give the image encoder."""
-    return cast(nn.Module, cast(Any, backbone.model).visual)
-
-
 def encode_with(backbone: Backbone, weights: dict[str, Tensor], pixels: Tensor) -> Tensor:
     """Encode pixels `[N, 3, H, W]` to raw features `[N, E]`, with other weights than the backbone's."""
     with backbone.autocast():
-        features: Tensor = torch.func.functional_call(encoder(backbone), weights, (pixels,))
+        features: Tensor = torch.func.functional_call(image_encoder(backbone), weights, (pixels,))
     return features.float()
 
 
@@ -67,27 +62,29 @@ class TunedHead(TextHead):
     backbone: Backbone | None
 
     @property
-    def needs(self) -> Literal["features", "pixels"]:
+    def needs(self) -> Needs:
         """Pixels: it has an encoder of its own."""
         return "pixels"
 
     @torch.no_grad()
-    def adapt(self, features: Tensor) -> Tensor:
+    def image_features(self, x: Tensor) -> Tensor:
         """Give unit features of pixels `[N, 3, H, W]`."""
-        if self.backbone is None:
-            raise ParameterError("A fine-tuned encoder runs on its backbone: load it with that.")
-        device = self.backbone.device
-        weights = {name: value.to(device) for name, value in self.learned.items()}
-        return super().adapt(encode_with(self.backbone, weights, features.to(device)).cpu())
+        backbone = loaded(self.backbone)
+        weights = {name: value.to(backbone.device) for name, value in self.learned.items()}
+        return F.normalize(encode_with(backbone, weights, x.to(backbone.device)).cpu(), dim=-1)
+
+    def traceable(self) -> nn.Module:
+        """An encoder of its own, and the class weights."""
+        return PixelLogits(encoder_with(loaded(self.backbone), self.learned), self.class_weights, self.scale)
 
     @classmethod
-    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], place: Place) -> Self:
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], context: HeadContext) -> Self:
         """Check and build."""
-        plain = TextHead.restore(tensors, settings, place)
-        joint = plain.width if place.backbone is None else place.backbone.joint_width
+        plain = TextHead.restore(tensors, settings, context)
+        joint = plain.width if context.backbone is None else context.backbone.joint_width
         if plain.width != joint:
             raise CheckpointError(f"Got class_weights {plain.width} wide, expected {joint}.")
-        return cls(plain.class_weights, plain.scale, plain.learned, place.backbone)
+        return cls(plain.class_weights, plain.scale, plain.learned, context.backbone)
 
 
 class FineTuning(FewShotClassifier):
@@ -105,8 +102,8 @@ class FineTuning(FewShotClassifier):
     epochs, batch_size
         As for CoOp.
     lr
-        1e-5: neither the article nor its code says, and larger ones leave CLIP at once (methods.md
-        §2.3). Statistics of batch norms stay as they are.
+        1e-5: neither the article nor its code says, and larger ones leave CLIP at once. Statistics of
+        batch norms stay as they are.
     views, cache, training, seed
         As for MMA; what is kept are the pixels of each view.
     """
@@ -140,26 +137,24 @@ class FineTuning(FewShotClassifier):
         self.training = training
         self.seed = seed
 
-    def entrance(self, backbone: Backbone) -> Entrance:
+    def input_stage(self, backbone: Backbone) -> InputStage:
         """Read training images as pixels: nothing of the encoder is frozen."""
         return lambda pixels: pixels
 
-    def learn(self, task: Task) -> dict[str, Tensor]:
+    def learn(self, task: Task) -> Learned:
         """Train the encoder."""
-        recipe = Recipe(choose_epochs(self.epochs, task.labels), self.batch_size, self.lr).change(
-            self.training
-        )
-        model = TunedEncoder(task.backbone, task.text_weights)
-        self.losses_ = train_on(model, task.inputs, task.labels, recipe, seeded(self.seed), task.key)
-        self.selected_ = {"epochs": recipe.epochs}
-        return {name: value.detach().cpu().contiguous() for name, value in model.learned().items()}
+        schedule = self.schedule(task)
+        model = TunedEncoder(task.backbone, task.class_weights)
+        run = task.train(model, schedule, schedule.generator())
+        learned = {name: value.detach().cpu().contiguous() for name, value in model.learned().items()}
+        return Learned.trained(self.build(task, learned), run, epochs=schedule.epochs)
 
     def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:
         """All weights of the encoder."""
         if backbone is None:
             return {}
-        return {name: tuple(value.shape) for name, value in encoder(backbone).named_parameters()}
+        return {name: tuple(value.shape) for name, value in image_encoder(backbone).named_parameters()}
 
     def build(self, task: Task, learned: dict[str, Tensor]) -> TunedHead:
         """Keep the encoder's weights beside the text classifier."""
-        return TunedHead(task.text_weights, task.scale, learned, task.backbone)
+        return TunedHead(task.class_weights, task.scale, learned, task.backbone)

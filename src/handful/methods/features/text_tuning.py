@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from handful.backbones import Backbone
 from handful.errors import unexpected
-from handful.estimator import FewShotClassifier, Task
+from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import CosineHead, Head, Shapes, TextHead
-from handful.train import Recipe, choose_epochs, seeded, train_on
 
 FORMS = ("transform", "bias", "class-bias")
 
@@ -21,7 +20,7 @@ class TunedText(nn.Module):
     """Class weights `W [C, E]` with a learned `norm(W A)` or `norm(W + b)`.
 
     The article names the two and no more; here A `[E, E]` starts as the identity and b `[E]`, or
-    `[C, E]`, at zero, both on text features of unit norm (methods.md §2.3).
+    `[C, E]`, at zero, both on text features of unit norm.
     """
 
     def __init__(self, text: Tensor, form: str, scale: float) -> None:
@@ -38,7 +37,7 @@ class TunedText(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features `[N, E]` to logits `[N, C]`."""
-        return CosineHead(self.class_weights(), self.scale).logits(features)
+        return CosineHead(self.class_weights(), self.scale).read(features)
 
 
 class TextTuning(FewShotClassifier):
@@ -85,17 +84,15 @@ class TextTuning(FewShotClassifier):
         self.training = training
         self.seed = seed
 
-    def learn(self, task: Task) -> dict[str, Tensor]:
+    def learn(self, task: Task) -> Learned:
         """Train the matrix or the bias."""
         if self.form not in FORMS:
             raise unexpected("form", self.form, f"one of {list(FORMS)}")
-        recipe = Recipe(choose_epochs(self.epochs, task.labels), self.batch_size, self.lr)
-        recipe = recipe.change(self.training)
-        generator = seeded(self.seed)
-        model = TunedText(task.text_weights, self.form, task.scale)
-        self.losses_ = train_on(model, task.source, task.labels, recipe, generator, task.key)
-        self.selected_ = {"epochs": recipe.epochs}
-        return {"tuned": model.tuned.detach()}
+        schedule = self.schedule(task)
+        model = TunedText(task.class_weights, self.form, task.scale)
+        run = task.train(model, schedule, schedule.generator())
+        head = self.build(task, {"tuned": model.tuned.detach()})
+        return Learned.trained(head, run, epochs=schedule.epochs)
 
     def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:
         """The matrix, or the bias."""
@@ -111,6 +108,6 @@ class TextTuning(FewShotClassifier):
     @torch.no_grad()
     def build(self, task: Task, learned: dict[str, Tensor]) -> TextHead:
         """Collapse to class weights."""
-        model = TunedText(task.text_weights, self.form, task.scale)
+        model = TunedText(task.class_weights, self.form, task.scale)
         model.load_state_dict(learned)
         return TextHead(model.class_weights(), task.scale, learned)

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from handful.backbones import Backbone
 from handful.errors import check_integer, unexpected
-from handful.estimator import FewShotClassifier, Task
+from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import CosineHead, Head, Shapes, TextHead
 from handful.prompts import read_words, with_context
 from handful.towers import TextPass, text_pass
-from handful.train import Recipe, choose_epochs, seeded, train_on
 
 LENGTH = 16
 
@@ -43,7 +42,7 @@ class PromptLearner(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """`scale norm(f) W^T`: features `[N, E]` to logits `[N, C]`."""
-        return CosineHead(self.class_weights(), self.scale).logits(features)
+        return CosineHead(self.class_weights(), self.scale).read(features)
 
 
 class CoOp(FewShotClassifier):
@@ -76,7 +75,7 @@ class CoOp(FewShotClassifier):
         step; `"online"` for a fresh crop at every step, as published; 0 takes the image itself.
     training
         Settings of the training loop that differ, as in `{"precision": "bfloat16", "accumulate": 4,
-        "clip": 1.0}`: see `handful.train.Recipe`.
+        "clip": 1.0}`: see `handful.schedule.Schedule`.
     seed
         Of the views, the start and the order of the images.
     """
@@ -131,15 +130,14 @@ class CoOp(FewShotClassifier):
         shape = (*classes, length, task.backbone.text.width)
         return (0.02 * torch.randn(shape, generator=generator)).to(task.backbone.device)
 
-    def learn(self, task: Task) -> dict[str, Tensor]:
+    def learn(self, task: Task) -> Learned:
         """Train the context."""
-        recipe = Recipe(choose_epochs(self.epochs, task.labels), self.batch_size, self.lr)
-        recipe = recipe.change(self.training)
-        generator = seeded(self.seed)
+        schedule = self.schedule(task)
+        generator = schedule.generator()
         model = self.learner(task, self.start(task, generator))
-        self.losses_ = train_on(model, task.source, task.labels, recipe, generator, task.key)
-        self.selected_ = {"epochs": recipe.epochs}
-        return {"context": model.context.detach().cpu()}
+        run = task.train(model, schedule, generator)
+        head = self.build(task, {"context": model.context.detach().cpu()})
+        return Learned.trained(head, run, epochs=schedule.epochs)
 
     def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:
         """One context, or one for each class."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.estimator import FewShotClassifier, Task
+from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import CosineHead
 
 
@@ -44,10 +44,10 @@ class ZeroShot(FewShotClassifier):
         self.backbone = backbone
         self.templates = templates
 
-    def learn(self, task: Task) -> dict[str, Tensor]:
+    def learn(self, task: Task) -> Learned:
         """Learn nothing."""
-        return {}
+        return Learned(self.build(task, {}))
 
     def build(self, task: Task, learned: dict[str, Tensor]) -> CosineHead:
         """Keep the text classifier as it is."""
-        return CosineHead(task.text_weights, task.scale)
+        return CosineHead(task.class_weights, task.scale)

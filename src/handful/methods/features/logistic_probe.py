@@ -9,24 +9,22 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from handful.backbones import Backbone
 from handful.errors import check_integer, check_number, unexpected
-from handful.estimator import FewShotClassifier, Task
+from handful.estimator import FewShotClassifier, Learned, Task, Validation
 from handful.heads import Head, LinearHead
-from handful.selection import check_selection, folds, search_c, smallest_class
+from handful.selection import choose, folds, search_c, smallest_class
 
 
 class LogisticProbe(FewShotClassifier):
     """Multinomial logistic regression on raw, projected features; reads no class names.
 
     C is searched as CoOp's linear probe does, seven decades and then eight steps of bisection
-    (methods.md §1.2): `selection="val"` scores it on `fit(..., validation=)` as CoOp did, to the
+    (Zhou et al. 2022a, code): `selection="val"` scores it on `fit(..., validation=)` as CoOp did, to the
     letter; `"support"`, by cross-validation inside the support set instead. With one image per class
     there is nothing to hold out: the fixed C is used, and `notes_` says so.
-    `handful.protocols.coop_linear_probe` makes CoOp's draws too.
+    The bench's protocol `coop-probe` makes CoOp's draws too.
 
     Parameters
     ----------
@@ -67,31 +65,28 @@ class LogisticProbe(FewShotClassifier):
         self.views = views
         self.seed = seed
 
-    def fit_head(self, task: Task) -> LinearHead:
+    def learn(self, task: Task) -> Learned:
         """Choose C, then fit on the whole support set."""
-        check_selection(self.selection, ["support", "fixed", "val", "oracle"])
         c, count = check_number("C", self.C, 0, above=True), check_integer("folds", self.folds, 2)
-        x, y = task.support.values.numpy(), task.labels.numpy()  # [N, V, E], [N]
+        x, y = task.features.values.numpy(), task.labels.numpy()  # [N, V, E], [N]
         if len(np.unique(y)) < 2:
             raise unexpected("labels", sorted(set(y.tolist())), "images of at least two classes")
-        shots = smallest_class(y)
-        if self.selection in ("val", "oracle"):
-            seen = task.held_out
-            c = search_c(outside(x, y, seen.features.numpy(), seen.labels.numpy()))
-        elif self.selection == "support" and shots > 1:
-            c = search_c(cross_validation(x, y, min(shots, count)))
-        elif self.selection == "support":
-            self.selection_ = "fixed"
-            self.notes_.append(f"One image of some class: C was not searched, C={c} was used.")
-        self.selected_ = {"C": c}
-        model = _fit(_solver(c), x, y)
+
+        def search(seen: Validation | None) -> float:
+            if seen is None:
+                return search_c(cross_validation(x, y, min(smallest_class(y), count)))
+            return search_c(outside(x, y, seen.features.numpy(), seen.labels.numpy()))
+
+        choice = choose(self.selection, task, lambda: c, search, "C")
+        model = _fit(_solver(choice.value), x, y)
         weight, bias = model.coef_, model.intercept_
         if len(weight) == 1:  # two classes: scikit-learn keeps one row
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         full_weight = np.zeros((len(task.class_names), x.shape[-1]), np.float32)
         full_bias = np.full(len(task.class_names), -1e9, np.float32)  # a class without images
         full_weight[model.classes_], full_bias[model.classes_] = weight, bias
-        return LinearHead(torch.from_numpy(full_weight), torch.from_numpy(full_bias))
+        head = LinearHead(torch.from_numpy(full_weight), torch.from_numpy(full_bias))
+        return Learned(head, choice.selection, {"C": choice.value}, choice.notes)
 
 
 def cross_validation(x: NDArray[Any], y: NDArray[Any], count: int) -> Callable[[float], float]:
@@ -122,12 +117,16 @@ def outside(
     return score
 
 
-def _solver(c: float, warm_start: bool = False) -> LogisticRegression:
+def _solver(c: float, warm_start: bool = False) -> Any:
+    from sklearn.linear_model import LogisticRegression  # slow to import, and prediction does without
+
     return LogisticRegression(C=c, max_iter=1000, warm_start=warm_start)
 
 
-def _fit(model: LogisticRegression, x: NDArray[Any], y: NDArray[Any]) -> LogisticRegression:
+def _fit(model: Any, x: NDArray[Any], y: NDArray[Any]) -> Any:
     """Fit on all views `[N, V, E]` of the images of labels `[N]`."""
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(x.reshape(-1, x.shape[-1]), np.repeat(y, x.shape[1]))

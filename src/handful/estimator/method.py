@@ -1,0 +1,219 @@
+"""What a method is: a few facts, one function that learns, and how it reads images and names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from handful.backbones import Backbone, load_backbone
+from handful.data.images import refuse_unreadable
+from handful.errors import FingerprintError, ParameterError, unexpected
+from handful.estimator.confidence import Calibration
+from handful.estimator.fitted import Fitted, FittedAttribute, from_fit
+from handful.estimator.inputs import ImageReader, read_class_weights
+from handful.estimator.task import Learned, Task
+from handful.features import CROP_SCALE, Part
+from handful.features.views import InputStage
+from handful.heads import CosineHead, Head, Shapes
+from handful.prompts import class_weights, resolve_templates
+from handful.schedule import Schedule, choose_epochs
+
+
+class Method(BaseEstimator):  # type: ignore[misc]
+    """What a method's author writes: an `__init__` that stores, `learn`, and what it needs of the rest.
+
+    Attributes
+    ----------
+    fitted_
+        What the last fit found: one frozen value (`handful.estimator.fitted.Fitted`). To change it, assign
+        `dataclasses.replace(clf.fitted_, ...)`.
+    classes_
+        `[C]`, what `predict` gives: class names, or the integers that `fit` was given.
+    class_names_
+        Names of the classes in label order.
+    head_
+        What stays: see `handful.heads`.
+    selection_
+        How hyper-parameters were chosen; `selected_` holds those that were.
+    losses_
+        Training loss of each step, for a method that trains.
+    calibration_
+        What `calibrate` found; None before.
+    """
+
+    method: ClassVar[str] = ""
+    """Its name in `handful.METHODS`; a third party's may stay empty."""
+    head_type: ClassVar[type[Head]] = CosineHead
+    """The class of the heads that it gives."""
+    uses_text: ClassVar[bool] = True
+    """Whether the method reads class names."""
+    uses_tower: ClassVar[bool] = False
+    """Whether it works inside the text tower; then it takes no class weights from elsewhere."""
+    uses_image_tower: ClassVar[bool] = False
+    """Whether it works inside the image tower; then it needs the backbone whatever it is given."""
+    trains: ClassVar[bool] = False
+    """Whether it trains in steps, and so can take `views="online"`."""
+    online: ClassVar[bool] = False
+    """Whether classes and images can come and go after fitting, with no training."""
+    crop_scale: ClassVar[tuple[float, float]] = CROP_SCALE
+    """Area of a training view's random crop."""
+
+    backbone: Backbone | str | None
+    selection: str = "fixed"
+    cache: Any = "auto"
+
+    fitted_ = FittedAttribute()
+    head_: Head = from_fit()
+    classes_: NDArray[Any] = from_fit()
+    class_names_: tuple[str, ...] = from_fit()
+    selection_: str = from_fit()
+    selected_: dict[str, Any] = from_fit()
+    notes_: tuple[str, ...] = from_fit()
+    losses_: tuple[float, ...] = from_fit()
+    shots_: tuple[int, ...] = from_fit()
+    support_: tuple[str, ...] = from_fit()
+    templates_: tuple[str, ...] = from_fit()
+    learned_on_: tuple[str, ...] = from_fit()
+    fingerprint_: str = from_fit()
+    calibration_: Calibration | None = from_fit()
+    draw_: dict[str, Any] | None = from_fit()
+
+    def learn(self, task: Task) -> Learned:
+        """Turn a support set into a head: the method itself. Writes nothing on `self`."""
+        raise NotImplementedError
+
+    def build(self, task: Task, learned: dict[str, Tensor]) -> Head:
+        """Make the head for the task's class names from what was learned, on others perhaps."""
+        raise NotImplementedError
+
+    def relearn(self, task: Task, before: Fitted) -> Learned:
+        """Learn from a support set that was changed, with no training."""
+        return self.learn(task)
+
+    def learned_shapes(self, classes: int, backbone: Backbone | None) -> Shapes:
+        """Shapes of what `build` takes; letters for what only the backbone knows."""
+        return {}
+
+    def check_transfer(self) -> None:
+        """Refuse to serve other class names, where what was learned belongs to its classes."""
+        if type(self).build is Method.build:
+            raise ParameterError(
+                f"{type(self).__name__} knows its classes from their images: it can't take other class "
+                "names without any. Fit it on images of the new classes."
+            )
+
+    def input_stage(self, backbone: Backbone) -> InputStage | None:
+        """Give what a method inside the image tower reads of training pixels; None: features."""
+        return None
+
+    def schedule(self, task: Task, **own: Any) -> Schedule:
+        """Read the parameters that every trained method has: epochs, batch_size, lr, seed and training.
+
+        Parameters
+        ----------
+        own
+            What this method has otherwise, as in `warmup_lr=None`.
+        """
+        given: Any = self
+        read = {
+            "epochs": lambda: choose_epochs(given.epochs, task.labels),
+            "batch_size": lambda: given.batch_size, "lr": lambda: given.lr, "seed": lambda: given.seed,
+        }  # fmt: skip
+        settings = {name: value() for name, value in read.items() if name not in own}
+        return Schedule(**settings, **own).change(given.training)
+
+    # -- how it reads images and names -------------------------------------------------------------
+
+    def find_backbone(self, needed: bool) -> Backbone | None:
+        """Load the backbone by name, once; keep the parameter as it was given."""
+        if self.backbone is None or isinstance(self.backbone, Backbone):
+            if needed and self.backbone is None:
+                inside = self.uses_tower or self.uses_image_tower
+                otherwise = "" if inside else ", or give fit(..., class_weights=) with features"
+                raise ParameterError(
+                    f'{type(self).__name__} needs a backbone: pass handful.load_backbone("mini") or '
+                    f"its name{otherwise}."
+                )
+            return self.backbone
+        if not isinstance(self.backbone, str):
+            raise unexpected("backbone", self.backbone, "a Backbone, the name of one, or None")
+        loaded: Backbone | None = getattr(self, "_loaded", None)
+        if loaded is None or loaded.name != self.backbone:
+            self._loaded = loaded = load_backbone(self.backbone)
+        return loaded
+
+    def loaded_backbone(self, needed: bool = True) -> Backbone:
+        """Give the backbone that this was fitted on, loaded.
+
+        Raises
+        ------
+        FingerprintError
+            `set_params` gave another one since.
+        """
+        fingerprint, backbone = self.fitted_.fingerprint, self.find_backbone(needed=True)
+        if backbone is None or (fingerprint and backbone.fingerprint != fingerprint):
+            raise FingerprintError(
+                f"This was fitted on another backbone than {self.backbone!r}. Fit it again, or set the "
+                "backbone back."
+            )
+        return backbone
+
+    def reader(self, find: Any = None) -> ImageReader:
+        """Give how this method reads images, by its parameters."""
+        views = getattr(self, "views", 0)
+        backbone = None if find else self.find_backbone(needed=False)
+        return ImageReader(
+            type(self).__name__, find or self.find_backbone, views=views, seed=getattr(self, "seed", 0),
+            crop_scale=self.crop_scale, stage=None if backbone is None else self.input_stage(backbone),
+            keep=self.cache,
+        )  # fmt: skip
+
+    def query(self, images: Any) -> Iterator[Tensor]:
+        """Give what the head needs of images, in parts: features `[n, E]`, or pixels `[n, 3, H, W]`.
+
+        Raises
+        ------
+        UnreadableImages
+            Some can't be read; it names all of them, at the end.
+        """
+        failures: dict[int, str] = {}
+        count = 0
+        for part in self.parts(images):
+            failures |= part.failures
+            count += len(part.rows) + len(part.failures)
+            if part.rows:
+                yield part.values
+        refuse_unreadable(failures, count)
+
+    def parts(self, images: Any) -> Iterator[Part]:
+        """Give what the head needs of images as it is read, with the images that can't be."""
+        fitted = self.fitted_
+        return replace(self.reader(self.loaded_backbone), fingerprint=fitted.fingerprint).query(
+            images, fitted.head
+        )
+
+    def text_classifier(self, names: tuple[str, ...], given: Any, backbone: Backbone | None) -> Tensor | None:
+        """Give the text classifier that the method asks for: given, or made from the names."""
+        if given is not None:
+            if self.uses_tower:
+                raise ParameterError(
+                    f"{type(self).__name__} makes its class weights itself: leave class_weights out."
+                )
+            return read_class_weights(given, len(names))
+        if not self.uses_text or self.uses_tower or backbone is None:
+            return None
+        return class_weights(backbone, names, getattr(self, "templates", "default")).cpu()
+
+    def text_templates(self, given: Any) -> tuple[str, ...]:
+        """Give the templates that the text classifier is made with; none where it is not."""
+        if given is not None or not self.uses_text or self.uses_tower:
+            return ()
+        return tuple(resolve_templates(getattr(self, "templates", "default")))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key != "_loaded"}

@@ -1,0 +1,1 @@
+"""Methods that work inside the text tower."""
