@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from steps import PublishedText, Step, class_names, loss, measure, options, vit_b_16
 from torch import Tensor
 
-from handful.methods.cocoop import ConditionalPromptLearner, MetaNet
+from handful.methods.text.cocoop import ConditionalPromptLearner, MetaNet
 from handful.prompts import read_words, with_context
 
 parser = options(__doc__, classes=50, batch=4, context=4)

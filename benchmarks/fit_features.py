@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 import handful
-from handful.methods.meta_adapter import Refiner
+from handful.refiner import Refiner
 from handful.train import seeded
 
 WIDTH = 512

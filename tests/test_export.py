@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import handful
 from handful import export
 from handful.export import Served, export_onnx, largest_difference, preprocessing
 from handful.heads import LinearHead
-from handful.methods.meta_adapter import Refiner
+from handful.refiner import Refiner
 
 ALONE = Path(__file__).parents[1] / "docs/onnx_alone.py"
 QUICK: dict[str, dict[str, Any]] = {
@@ -210,14 +210,14 @@ def test_cocoop_needs_a_causal_text_tower(support: handful.ImageSet, tmp_path: P
 class Fixed(LinearHead):
     """A head that a tracer can't leave the number of images open in."""
 
-    def logits(self, features: Tensor) -> Tensor:
-        return super().logits(features) + features.new_zeros(len(features), len(self.bias))
+    def read(self, x: Tensor) -> Tensor:
+        return super().read(x) + x.new_zeros(len(x), len(self.bias))
 
 
 def test_a_head_that_fixes_the_number_of_images(fitted: Fitted, tiny: handful.Backbone, tmp_path: Path):
     clf = handful.LogisticProbe(tiny)
     vars(clf).update(vars(fitted("logistic-probe")))
-    clf.head_ = Fixed(clf.head_.weight, clf.head_.bias)
+    clf.fitted_ = replace(clf.fitted_, head=Fixed(clf.head_.weight, clf.head_.bias))
     with pytest.raises(handful.ParameterError, match=r"x\.shape\[0\], not len\(x\)"):
         export_onnx(clf, tmp_path / "model.onnx")
 

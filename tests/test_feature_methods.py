@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import handful
-from handful.heads import CacheHead
 from handful.meta_training import Published
-from handful.methods.clip_adapter import Adapted, Adapter
-from handful.methods.linear_probe import MovedWeights, class_confidence
-from handful.methods.meta_adapter import Refiner
-from handful.methods.tip_adapter import TrainedCache
+from handful.methods.features.clip_adapter.network import Adapted, Adapter
+from handful.methods.features.linear_probe import MovedWeights, class_confidence
+from handful.methods.features.tip_adapter import PUBLISHED, CacheHead, ranges_of
+from handful.methods.features.tip_adapter.trained import TrainedCache
 from handful.protocols import coop_linear_probe, coop_probe_draw
-from handful.search import PUBLISHED, cache_ranges
-from handful.train import Recipe, descend, seeded, shuffled, tip_recipe, train
+from handful.refiner import Refiner
+from handful.schedule import Schedule, seeded, tip_schedule
+from handful.train import descend, shuffled, train
 
 NAMES = ["cat", "dog", "red panda"]
 
@@ -188,10 +188,10 @@ def test_bad_validation(given: object, error: str):
 
 
 def test_published_ranges_are_the_published_grid():
-    alphas, betas = cache_ranges("caltech101")
+    alphas, betas = ranges_of("caltech101")
     assert (len(betas), betas[0], alphas[0]) == (200, 0.1, 0.1)
-    assert cache_ranges("imagenet")[1][-1] == pytest.approx(6.9655)
-    assert cache_ranges("imagenet")[0][1] == pytest.approx(2.855)
+    assert ranges_of("imagenet")[1][-1] == pytest.approx(6.9655)
+    assert ranges_of("imagenet")[0][1] == pytest.approx(2.855)
     assert len(PUBLISHED) == 11
     with pytest.raises(handful.ParameterError, match="ranges"):
         fit(handful.TipAdapter(ranges="cifar"))
@@ -224,15 +224,15 @@ def test_the_oracle_keeps_its_best_epoch():
 
 
 def test_the_tip_familys_schedule_falls_at_every_step():
-    recipe = tip_recipe(2, 4, 0.1)
+    schedule = tip_schedule(2, 4, 0.1)
     rates: list[float] = []
 
-    class Watched(Recipe):
+    class Watched(Schedule):
         def learning_rate(self, epoch: float) -> float:
             rates.append(super().learning_rate(epoch))
             return rates[-1]
 
-    watched = Watched(**vars(recipe))
+    watched = Watched(**vars(schedule))
     model = nn.Linear(3, 2)
     x, y = torch.randn(10, 3), torch.zeros(10, dtype=torch.int64)
     features = handful.Features.from_array(x)
@@ -240,7 +240,7 @@ def test_the_tip_familys_schedule_falls_at_every_step():
     train(model, lambda: shuffled(features, y, 4, seeded(0), keep_last=True), watched, steps)
     expected = [0.1 * (1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)]
     assert rates == pytest.approx(expected)
-    assert isinstance(recipe.optimizer(list(model.parameters())), torch.optim.AdamW)
+    assert isinstance(schedule.build_optimizer(list(model.parameters())), torch.optim.AdamW)
 
 
 # -- Meta-Adapter ------------------------------------------------------------------------------------

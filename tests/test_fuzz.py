@@ -38,8 +38,8 @@ from handful.bench import as_lines
 from handful.data import decode
 from handful.data.images import FORMATS
 from handful.data.sets import check_names
-from handful.meta_training import Refiner
-from handful.train import seeded
+from handful.refiner import Refiner
+from handful.schedule import seeded
 
 TRIALS = int(os.environ.get("HANDFUL_FUZZ", "25"))
 FIRST = int(os.environ.get("HANDFUL_FUZZ_FROM", "0"))

@@ -19,9 +19,9 @@ from handful.backbones import Tower
 from handful.data import ImageSet
 from handful.estimator import Task
 from handful.features.views import Views, room
-from handful.methods.mma import ModalAdapters, join, scale_gradient
-from handful.towers import ImagePass, Taps
-from handful.train import seeded
+from handful.methods.towers.mma.network import ModalAdapters, scale_gradient
+from handful.schedule import seeded
+from handful.towers import ImagePass, Taps, join
 
 NAMES = ("cat", "dog", "red panda")
 
@@ -89,8 +89,8 @@ def test_the_upper_pass_is_the_tower(any_vit: handful.Backbone, first: int):
 
 def test_images_beyond_the_kept_tokens_run_again(tiny: handful.Backbone):
     clf, adapters, model = started(tiny)
-    entrance = clf.entrance(tiny)
-    tokens = entrance(pixels_of(tiny, 5))
+    stage = clf.input_stage(tiny)
+    tokens = stage(pixels_of(tiny, 5))
     gradients = []
     for kept in (model.image.above.kept, 0):
         model.image.above.part, model.image.above.kept = tokens.shape[1], kept
@@ -108,8 +108,8 @@ def test_images_beyond_the_kept_tokens_run_again(tiny: handful.Backbone):
 def test_mma_is_the_published_computation(any_vit: handful.Backbone, side: str, shared: bool):
     clf, adapters, model = started(any_vit, first_block=2, side=side, shared=shared)
     pixels = pixels_of(any_vit)
-    entrance = clf.entrance(any_vit)
-    inputs = entrance(pixels) if entrance else any_vit.encode_image(pixels)
+    stage = clf.input_stage(any_vit)
+    inputs = stage(pixels) if stage else any_vit.encode_image(pixels)
     found = []
     for logits in (model(inputs), whole_towers(any_vit, adapters, clf, pixels)):
         adapters.zero_grad()
@@ -145,9 +145,9 @@ def test_the_shared_projection_learns_from_both_towers(tiny: handful.Backbone):
     gradients = {}
     for side in ("both", "image", "text"):
         clf, adapters, model = started(tiny, first_block=2, side=side)
-        entrance = clf.entrance(tiny)
+        stage = clf.input_stage(tiny)
         pixels = pixels_of(tiny)
-        x = entrance(pixels) if entrance else tiny.encode_image(pixels)
+        x = stage(pixels) if stage else tiny.encode_image(pixels)
         F.cross_entropy(model(x), torch.tensor([0, 1, 2])).backward()
         gradients[side] = adapters.middle["shared"]["2"].weight.grad
     assert all(gradient.norm() > 0 for gradient in gradients.values())
@@ -237,15 +237,13 @@ def test_damaged_adapters(tiny: handful.Backbone, photos: ImageSet, tmp_path: Pa
         clf.head_type.restore(tensors, clf.head_.settings(), _place(tiny, photos))
         if change == "gap":  # fits itself, and not the parameters it was saved with
             facts = clf.info()
-            from handful.estimator.keeping import restore
-
-            restore(handful.MMA, tensors, facts, tiny)
+            handful.MMA.restore(tensors, facts, tiny)
 
 
 def _place(backbone: handful.Backbone, photos: ImageSet):
-    from handful.heads import Place
+    from handful.heads import HeadContext
 
-    return Place(photos.class_names, backbone)
+    return HeadContext(photos.class_names, backbone)
 
 
 def test_a_resnet_has_nothing_to_adapt(tmp_path: Path, photos: ImageSet):
@@ -313,7 +311,7 @@ def test_training_and_serving_are_one_computation_in_bf16(tmp_path: Path, monkey
                      {name: value.detach() for name, value in adapters.state_dict().items()})  # fmt: skip
     with torch.no_grad():
         torch.testing.assert_close(
-            head.logits(pixels), model(clf.entrance(backbone)(pixels)), atol=1e-2, rtol=1e-2
+            head.read(pixels), model(clf.input_stage(backbone)(pixels)), atol=1e-2, rtol=1e-2
         )
 
 
@@ -325,9 +323,9 @@ def test_views_are_the_same_wherever_they_are_kept(
     tiny: handful.Backbone, photos: ImageSet, views: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
-    entrance = handful.MMA(tiny).entrance(tiny)
+    stage = handful.MMA(tiny).input_stage(tiny)
     kept = {
-        keep: Views(tiny, photos.items, entrance, views=views, seed=0, crop_scale=(0.5, 1.0), keep=keep)
+        keep: Views(tiny, photos.items, stage, views=views, seed=0, crop_scale=(0.5, 1.0), keep=keep)
         for keep in ("memory", "disk", "off", "auto")
     }
     assert kept["auto"].kept == "memory"

@@ -12,9 +12,10 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
 import handful
-from handful.heads import CacheHead
+from handful.estimator import Learned
 from handful.methods import find_method
-from handful.search import best_cache, best_cache_inside, best_ratio
+from handful.methods.features.tip_adapter import CacheHead, cache_logits, searched
+from handful.search import best_pair, best_ratio, by_class
 from handful.selection import folds, search_c, shot_numbers
 
 NAMES = ["cat", "dog", "red panda"]
@@ -220,21 +221,41 @@ def test_the_exact_search_of_a_cache_is_never_beaten_by_a_grid(counts: list[int]
         logits = base + alpha * affinity @ F.one_hot(key_labels, 3).float()
         return float((logits.argmax(1) == labels).double().mean())
 
-    found = best_cache(base, nearness, key_labels, labels, (0.1, 5.0), betas)
+    index = by_class(key_labels, 3)
+    found = best_pair(
+        base, lambda rows, at: cache_logits(nearness(rows), index, at), labels, (0.1, 5.0), betas
+    )
     assert found.accuracy == pytest.approx(accuracy(found.alpha, found.beta))
     assert found.accuracy >= max(accuracy(a, b) for a in np.linspace(0.1, 5, 40) for b in betas)
+
+
+def accuracy_inside(head: CacheHead) -> float:
+    """By hand: the classifier without a shot, on that shot."""
+    shots, right = shot_numbers(head.labels), 0
+    for shot in shots.unique():
+        out = shots == shot
+        left = CacheHead(
+            head.class_weights, head.keys[~out], head.labels[~out], head.scale, head.alpha, head.beta
+        )
+        right += int((left.read(head.keys[out]).argmax(1) == head.labels[out]).sum())
+    return right / len(head.labels)
 
 
 def test_the_search_inside_a_support_set_hides_one_whole_shot():
     features, labels, text = toy(shots=5)
     keys, rows = F.normalize(features, dim=-1), torch.from_numpy(labels)
-    found = best_cache_inside(100 * keys @ text.T, keys, rows, shot_numbers(rows))
+    found = searched(CacheHead(text, keys, rows, 100.0, 1.0, 1.0), None, "wide")
     right = 0
     for shot in range(5):  # by hand: the classifier without that shot, on that shot
         out = torch.arange(15) % 5 == shot
         left = CacheHead(text, keys[~out], rows[~out], 100.0, found.alpha, found.beta)
-        right += int((left.logits(keys[out]).argmax(1) == rows[out]).sum())
-    assert found.accuracy == pytest.approx(right / 15)
+        right += int((left.read(keys[out]).argmax(1) == rows[out]).sum())
+    best = max(
+        accuracy_inside(CacheHead(text, keys, rows, 100.0, alpha, beta))
+        for alpha in np.linspace(0.1, 50, 60) for beta in (0.5, 2.0, 5.5, 12.0)
+    )  # fmt: skip
+    assert accuracy_inside(found) == pytest.approx(right / 15)
+    assert right / 15 >= best
 
 
 def test_folds_hold_out_every_image_once_and_leave_every_class():
@@ -367,19 +388,19 @@ class Nearest(handful.FewShotClassifier):
     def __init__(self, backbone: object = None) -> None:
         self.backbone = backbone
 
-    def fit_head(self, task):
+    def learn(self, task):
         from handful.heads import CosineHead
 
-        x = task.support.directions()
+        x = task.features.directions()
         means = torch.stack([x[task.labels == c].mean(0) for c in range(len(task.class_names))])
-        return CosineHead(F.normalize(means, dim=-1), task.scale)
+        return Learned(CosineHead(F.normalize(means, dim=-1), task.scale))
 
 
 def test_a_third_partys_method(mini: handful.Backbone, support: handful.ImageSet, tmp_path: Path):
     assert find_method(f"{__name__}:Nearest") is Nearest
     clf = Nearest(mini).fit(support)
     clf.save(tmp_path / "nearest")
-    with pytest.raises(handful.CheckpointError, match="method=ThatClass"):
+    with pytest.raises(handful.CheckpointError, match="--method"):
         handful.load(tmp_path / "nearest")
     again = handful.load(tmp_path / "nearest", mini, method=Nearest)
     np.testing.assert_array_equal(again.decision_function(support), clf.decision_function(support))

@@ -19,10 +19,11 @@ import handful
 from handful import checkpoint
 from handful.analysis.words import explain_context, nearest_words
 from handful.estimator import Task
-from handful.methods.cocoop import ConditionalPromptLearner, MetaNet
+from handful.methods.text.cocoop import ConditionalPromptLearner, MetaNet
 from handful.prompts import read_words, with_context
+from handful.schedule import Schedule, epochs_by_shots
 from handful.towers import text_pass
-from handful.train import Recipe, epochs_by_shots, shuffled, train
+from handful.train import shuffled, train
 
 NAMES = ("cat", "red panda", "2012 Audi TTS Coupe")
 
@@ -99,9 +100,9 @@ def test_parameter_count_of_cocoop(joint: int, count: int):
 
 
 def test_the_published_schedule():
-    rates = [Recipe(epochs=50).learning_rate(e) for e in (0, 1, 2, 3, 49)]
+    rates = [Schedule(epochs=50).learning_rate(e) for e in (0, 1, 2, 3, 49)]
     np.testing.assert_allclose(rates, [1e-5, 2e-3, 1.998027e-3, 1.992115e-3, 7.8853e-6], rtol=1e-4)
-    mma = Recipe(epochs=5, lr=1.5e-3, warmup_lr=None)
+    mma = Schedule(epochs=5, lr=1.5e-3, warmup_lr=None)
     expected = [1.5e-3, 1.3568e-3, 9.818e-4, 5.182e-4, 1.432e-4]
     np.testing.assert_allclose([mma.learning_rate(e) for e in range(5)], expected, atol=5e-8)
 
@@ -217,7 +218,7 @@ def test_what_was_learned_serves_other_names(
         loaded = handful.load(tmp_path / place, mini, class_names=turned)
         np.testing.assert_array_equal(loaded.decision_function(support), there.decision_function(support))
         assert loaded.class_names_ == turned
-        assert loaded.with_classes(["x", "y"]).learned_on_ == list(support.class_names)
+        assert loaded.with_classes(["x", "y"]).learned_on_ == support.class_names
         assert loaded.shots_ == clf.shots_
     assert not any(name == "class_weights" for name in load_file(tmp_path / "learned.safetensors"))
 
@@ -380,7 +381,7 @@ def test_training_takes_only_what_requires_gradients(tiny: handful.Backbone):
 def test_train_gives_the_loss_of_every_step():
     model = nn.Linear(3, 2)
     batch = (torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
-    assert len(train(model, lambda: [batch, batch], Recipe(epochs=3), show=True)) == 6
+    assert len(train(model, lambda: [batch, batch], Schedule(epochs=3), show=True).losses) == 6
 
 
 @pytest.mark.parametrize("form", ["coop", "cocoop"])
@@ -478,13 +479,13 @@ def test_what_was_learned_is_not_shared(tiny: handful.Backbone):
 def test_notes_tell_what_was_learned_where(tiny: handful.Backbone, tmp_path: Path):
     clf = fit(handful.CoOp(tiny, epochs=1), task(tiny))
     assert "views=8 was not used" in clf.notes_[0]
-    assert clf.with_classes(NAMES).learned_on_ == []
+    assert clf.with_classes(NAMES).learned_on_ == ()
     there = clf.with_classes(["x", "y"]).with_classes(["up", "down"])
-    assert there.learned_on_ == list(NAMES)
+    assert there.learned_on_ == tuple(NAMES)
     there.save(tmp_path / "there")
     assert "of other classes: cat, red panda" in (tmp_path / "there/README.md").read_text()
     zero = handful.ZeroShot(tiny).fit(class_names=["a"]).with_classes(["b"])
-    assert (zero.learned_on_, zero.notes_) == ([], [])
+    assert (zero.learned_on_, zero.notes_) == ((), ())
 
 
 def test_class_weights_that_were_given_are_remembered(tiny: handful.Backbone):

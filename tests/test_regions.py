@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import handful
-from handful.methods.meta_adapter import Refiner
 from handful.protocols import region_classification
-from handful.train import seeded
+from handful.refiner import Refiner
+from handful.schedule import seeded
 
 
 def annotate(folder: Path, count: int = 6) -> Path:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import handful
 from handful import progress
-from handful.train import Recipe, Source, seeded, tip_recipe, train_on
+from handful.schedule import Schedule, seeded, tip_schedule
+from handful.train import Source, train_on
 
-RECIPES = {"sgd": Recipe(epochs=6, batch_size=8, lr=0.1), "adamw": tip_recipe(6, 8, 0.01)}
+SCHEDULES = {"sgd": Schedule(epochs=6, batch_size=8, lr=0.1), "adamw": tip_schedule(6, 8, 0.01)}
 
 
 class Rows:
@@ -38,11 +39,16 @@ class Rows:
 LABELS = torch.arange(3).repeat(14)[:40]
 
 
-def run(source: Source, recipe: Recipe, key: str | None = None):
+def run_of(source: Source, schedule: Schedule, key: str | None = None):
     model = nn.Linear(5, 3)
     with torch.no_grad():
         model.weight.zero_(), model.bias.zero_()
-    return train_on(model, source, LABELS, recipe, seeded(0), key), model.weight.detach()
+    return train_on(model, source, LABELS, schedule, seeded(0), key=key), model.weight.detach()
+
+
+def run(source: Source, schedule: Schedule, key: str | None = None):
+    found, weight = run_of(source, schedule, key)
+    return found.losses, weight
 
 
 @pytest.fixture(autouse=True)
@@ -54,29 +60,29 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # -- interrupts --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("stops", [[13], [13, 3, 9]])
 def test_an_interrupted_training_goes_on_to_the_same_end(name: str, stops: list[int], own_folder: Path):
-    whole, expected = run(Rows(), RECIPES[name])
+    whole, expected = run(Rows(), SCHEDULES[name])
     for stop in stops:
-        losses, _ = run(Rows(stop), RECIPES[name], "this")
-        assert losses.stopped
-        assert "interrupted after epoch" in losses.note
-        assert "fit again with the same data and parameters" in losses.note
-        assert losses == whole[: len(losses)]
+        found, _ = run_of(Rows(stop), SCHEDULES[name], "this")
+        assert found.interrupted
+        assert "interrupted after epoch" in found.notes[0]
+        assert "fit again with the same data and parameters" in found.notes[0]
+        assert found.losses == whole[: len(found.losses)]
         assert len(list(own_folder.iterdir())) == 1
-    losses, weight = run(Rows(), RECIPES[name], "this")
-    assert losses == whole
-    assert not losses.stopped
+    found, weight = run_of(Rows(), SCHEDULES[name], "this")
+    assert found.losses == whole
+    assert not found.interrupted
     torch.testing.assert_close(weight, expected, atol=0, rtol=0)
     assert not list(own_folder.iterdir())
 
 
 def test_what_is_kept_is_the_last_whole_epoch():
-    recipe = RECIPES["sgd"]
-    losses, weight = run(Rows(13), recipe, "this")  # in epoch 3 of 5 batches each
+    schedule = SCHEDULES["sgd"]
+    losses, weight = run(Rows(13), schedule, "this")  # in epoch 3 of 5 batches each
     assert len(losses) == 10
-    shorter = [run(Rows(stop), recipe, f"until {stop}")[1] for stop in (11, 14)]
+    shorter = [run(Rows(stop), schedule, f"until {stop}")[1] for stop in (11, 14)]
     torch.testing.assert_close(weight, shorter[0], atol=0, rtol=0)
     torch.testing.assert_close(weight, shorter[1], atol=0, rtol=0)
 
@@ -84,25 +90,25 @@ def test_what_is_kept_is_the_last_whole_epoch():
 @pytest.mark.parametrize(("stop", "key"), [(3, "this"), (13, None)])
 def test_an_interrupt_with_nothing_to_keep_goes_up(stop: int, key: str | None, own_folder: Path):
     with pytest.raises(KeyboardInterrupt):
-        run(Rows(stop), RECIPES["sgd"], key)
+        run(Rows(stop), SCHEDULES["sgd"], key)
     assert not own_folder.exists()
 
 
 def test_another_training_does_not_take_it_up(own_folder: Path):
-    run(Rows(13), RECIPES["sgd"], "this")
-    for key, recipe in (("that", RECIPES["sgd"]), ("this", Recipe(epochs=7, batch_size=8, lr=0.1))):
-        fresh, _ = run(Rows(), recipe)
-        again, _ = run(Rows(), recipe, key)
+    run(Rows(13), SCHEDULES["sgd"], "this")
+    for key, schedule in (("that", SCHEDULES["sgd"]), ("this", Schedule(epochs=7, batch_size=8, lr=0.1))):
+        fresh, _ = run(Rows(), schedule)
+        again, _ = run(Rows(), schedule, key)
         assert again == fresh
     assert len(list(own_folder.iterdir())) == 1
 
 
 def test_a_damaged_file_costs_the_resuming_alone(own_folder: Path):
-    whole, _ = run(Rows(), RECIPES["sgd"])
-    run(Rows(13), RECIPES["sgd"], "this")
+    whole, _ = run(Rows(), SCHEDULES["sgd"])
+    run(Rows(13), SCHEDULES["sgd"], "this")
     next(own_folder.iterdir()).write_bytes(b"half a file")
     with pytest.warns(UserWarning, match="damaged file"):
-        losses, _ = run(Rows(), RECIPES["sgd"], "this")
+        losses, _ = run(Rows(), SCHEDULES["sgd"], "this")
     assert losses == whole
 
 
@@ -110,7 +116,7 @@ def test_a_disk_that_takes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="not kept"):
-        losses, _ = run(Rows(13), RECIPES["sgd"], "this")
+        losses, _ = run(Rows(13), SCHEDULES["sgd"], "this")
     assert "interrupted after epoch 2 of 6" in losses.note
     assert "go on" not in losses.note
 
@@ -188,14 +194,14 @@ class InterruptedAtTheEnd(nn.Linear):
 
 
 def test_an_interrupt_after_the_last_epoch_loses_nothing():
-    recipe = RECIPES["sgd"]
+    schedule = SCHEDULES["sgd"]
     model = InterruptedAtTheEnd(5, 3)
     with torch.no_grad():
         model.weight.zero_(), model.bias.zero_()
     with pytest.raises(KeyboardInterrupt):
-        train_on(model, Rows(), LABELS, recipe, seeded(0), "this")
-    losses, weight = run(Rows(), recipe, "this")
-    whole, expected = run(Rows(), recipe)
+        train_on(model, Rows(), LABELS, schedule, seeded(0), key="this")
+    losses, weight = run(Rows(), schedule, "this")
+    whole, expected = run(Rows(), schedule)
     assert losses == whole
     torch.testing.assert_close(weight, expected, atol=0, rtol=0)
 
@@ -204,7 +210,7 @@ def test_an_interrupt_after_the_last_epoch_loses_nothing():
 
 
 def test_pieces_of_a_batch_add_up():
-    plain = Recipe(epochs=3, batch_size=8, lr=0.1)
+    plain = Schedule(epochs=3, batch_size=8, lr=0.1)
     whole, expected = run(Rows(), plain)
     losses, weight = run(Rows(), plain.change({"accumulate": 3}))
     np.testing.assert_allclose(losses, whole, rtol=1e-5)
@@ -212,9 +218,9 @@ def test_pieces_of_a_batch_add_up():
 
 
 def test_clipping_bounds_the_step():
-    recipe = Recipe(epochs=1, batch_size=40, lr=1.0, warmup_lr=None)
-    free, weight = run(Rows(), recipe)
-    held, small = run(Rows(), recipe.change({"clip": 0.01, "weight_decay": 0, "momentum": 0}))
+    schedule = Schedule(epochs=1, batch_size=40, lr=1.0, warmup_lr=None)
+    free, weight = run(Rows(), schedule)
+    held, small = run(Rows(), schedule.change({"clip": 0.01, "weight_decay": 0, "momentum": 0}))
     assert held == free
     assert float(small.norm()) <= 0.01 < float(weight.norm())
 
@@ -222,9 +228,9 @@ def test_clipping_bounds_the_step():
 @pytest.mark.parametrize("there", [True, False])
 def test_bfloat16(there: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("handful.train.has_bf16", lambda device: there)
-    recipe = Recipe(epochs=3, batch_size=8, lr=0.1)
-    whole, _ = run(Rows(), recipe)
-    half = recipe.change({"precision": "bfloat16"})
+    schedule = Schedule(epochs=3, batch_size=8, lr=0.1)
+    whole, _ = run(Rows(), schedule)
+    half = schedule.change({"precision": "bfloat16"})
     if there:
         losses, weight = run(Rows(), half)
         assert losses != whole

@@ -32,12 +32,11 @@ from handful.bench import Bench, read_results, run_bench
 from handful.features.store import Store
 from handful.features.views import scratch
 from handful.files import cache_folder, write_atomically
-from handful.meta_training import Refiner
-from handful.methods import load_refiner
+from handful.refiner import Refiner, load_refiner
 from handful.report import page
 from handful.report.page import write_report
-from handful.resume import Shelf, Standing
-from handful.train import seeded
+from handful.resume import Snapshot, SnapshotStore
+from handful.schedule import seeded
 
 MOST = 300
 """File operations of the longest writer, at most."""
@@ -174,18 +173,18 @@ def store(folder: Path, tiny: handful.Backbone) -> Writer:
 
 
 def training(folder: Path, tiny: handful.Backbone) -> Writer:
-    standings = [Standing(n + 1, [0.5] * (n + 1), {"parameter.0": torch.full((5,), n)}) for n in range(2)]
-    shelf = Shelf("a training")
-    shelf.path = folder / "a.safetensors"
+    snapshots = [Snapshot(n + 1, [0.5] * (n + 1), {"parameter.0": torch.full((5,), n)}) for n in range(2)]
+    store = SnapshotStore("a training")
+    store.path = folder / "a.safetensors"
 
     def read() -> list[int]:
-        found = shelf.read()
+        found = store.read()
         assert found is not None
         number = which(found.epochs, [1, 2])
-        assert same(found.tensors, standings[number].tensors)
+        assert same(found.tensors, snapshots[number].tensors)
         return [number]
 
-    return Writer(folder, lambda number: shelf.write(standings[number]), read)
+    return Writer(folder, lambda number: store.write(snapshots[number]), read)
 
 
 def two_benches(folder: Path, tiny: handful.Backbone) -> list[Bench]:

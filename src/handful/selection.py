@@ -89,7 +89,7 @@ def choose(
     if word == "fixed":
         return Choice(fit(), word)
     if smallest_class(task.labels.numpy()) < 2:
-        note = f"One image of some class: {what} could not be searched inside the support set."
+        note = f"One image of some class: the support set was not searched for {what}, it is as given."
         return Choice(fit(), "fixed", (note,))
     return Choice(search(None), word)
 

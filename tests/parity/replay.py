@@ -24,14 +24,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import handful
-from handful.estimator import Task
+from handful.estimator import Task, Validation
 from handful.meta_training import Published
-from handful.methods import cocoop as methods_cocoop
-from handful.methods.clip_adapter import Adapted, Adapter
-from handful.methods.meta_adapter import Refiner
-from handful.methods.tip_adapter import BATCH_SIZE, TrainedCache
-from handful.search import best_cache
-from handful.train import Recipe, tip_recipe, train
+from handful.methods.features.clip_adapter.network import Adapted, Adapter
+from handful.methods.features.tip_adapter import searched
+from handful.methods.features.tip_adapter.trained import BATCH_SIZE, TrainedCache
+from handful.methods.text import cocoop as methods_cocoop
+from handful.refiner import Refiner
+from handful.schedule import Schedule, tip_schedule
+from handful.train import train
 
 TOLERANCE = 1e-4
 DELIVERED = (
@@ -120,13 +121,10 @@ def tip(golden: Golden) -> Found:
     clf = tip_classifier(golden)
     test = handful.Features.from_array(golden.tensors["test"], golden.backbone.fingerprint)
     yield "tip.logits", torch.from_numpy(clf.decision_function(test))
-    # The published loops leave the upper ends out: beta of 7 by 200, alpha of 3 by 20.
-    x, labels = golden.tensors["val"], golden.tensors["val_labels"]
-    betas = [0.1 + i * (7 - 0.1) / 200 for i in range(200)]
-    alphas = (0.1, 0.1 + 19 * (3 - 0.1) / 20)
-    base = clf.head_.scale * x @ clf.head_.class_weights.T
-    found = best_cache(base, lambda rows: x[rows] @ clf.head_.keys.T, clf.head_.labels, labels, alphas, betas)
-    yield "tip.search", torch.tensor(100 * found.accuracy, dtype=torch.float64)
+    # The published loops leave the upper ends out: beta of 7 by 200, alpha of 3 by 20, as for ImageNet.
+    seen = Validation(golden.tensors["val"], golden.tensors["val_labels"])
+    head = searched(clf.head_, seen, "imagenet")
+    yield "tip.search", torch.tensor(100 * seen.accuracy(head.read), dtype=torch.float64)
 
 
 def tip_classifier(golden: Golden) -> Any:
@@ -157,8 +155,8 @@ def tip_f(golden: Golden) -> Found:
     """Tip-Adapter-F's first steps, at a constant learning rate."""
     model = TrainedCache(tip_classifier(golden).head_)
     batches = feature_batches(golden)
-    recipe = replace(tip_recipe(1, BATCH_SIZE, lr=1e-3), by_step=False)
-    for i, loss in enumerate(train(model, lambda: batches, recipe)):
+    schedule = replace(tip_schedule(1, BATCH_SIZE, lr=1e-3), by_step=False)
+    for i, loss in enumerate(train(model, lambda: batches, schedule).losses):
         yield f"tip_f.loss.{i}", torch.tensor(loss)
     yield "tip_f.keys_trained", model.keys.detach()
 
@@ -206,8 +204,8 @@ def meta(golden: Golden) -> Found:
             yield x, labels
             model.enter(x, labels)
 
-    recipe = replace(tip_recipe(1, BATCH_SIZE, lr=1e-4), by_step=False)
-    for i, loss in enumerate(train(model, batches, recipe)):
+    schedule = replace(tip_schedule(1, BATCH_SIZE, lr=1e-4), by_step=False)
+    for i, loss in enumerate(train(model, batches, schedule).losses):
         yield f"meta.loss.{i}", torch.tensor(loss)
     for name, parameter in refiner.named_parameters():
         yield f"meta.trained.{name}", parameter.detach()
@@ -217,8 +215,8 @@ def meta(golden: Golden) -> Found:
 def optimize(golden: Golden, model: nn.Module, batches: list[list[int]]) -> list[float]:
     """Take one step of the published optimizer on each of some batches; give their losses."""
     x, y = golden.tensors["image_features"], golden.tensors["labels"]
-    one_epoch = Recipe(epochs=1, warmup_lr=None)  # at the full learning rate
-    return train(model, lambda: [(x[rows], y[rows]) for rows in batches], one_epoch)
+    one_epoch = Schedule(epochs=1, warmup_lr=None)  # at the full learning rate
+    return train(model, lambda: [(x[rows], y[rows]) for rows in batches], one_epoch).losses
 
 
 def coop(golden: Golden) -> Found:
@@ -277,18 +275,18 @@ def mma(golden: Golden) -> Found:
         )  # fmt: skip
         adapters = clf.start(golden.backbone, torch.Generator())
         adapters.load_state_dict({name: golden.tensors[key] for name, key in theirs.items()})
-        model, entrance = clf.learner(task, adapters), clf.entrance(golden.backbone)
-        assert entrance is not None
-        tokens = entrance(x)
+        model, stage = clf.learner(task, adapters), clf.input_stage(golden.backbone)
+        assert stage is not None
+        tokens = stage(x)
         logits = model(tokens)
         F.cross_entropy(logits, y).backward()
         yield stem + "logits", logits.detach()
         for name, parameter in adapters.named_parameters():
             yield theirs[name], parameter.detach().clone()
             yield theirs[name].replace(".param.", ".grad."), gradient(parameter)
-        one_epoch = Recipe(epochs=1, warmup_lr=None, lr=clf.lr)
+        one_epoch = Schedule(epochs=1, warmup_lr=None, lr=clf.lr)
         batches = [(tokens[rows], y[rows]) for rows in golden.meta["batches"]["default"]]
-        for i, loss in enumerate(train(model, partial(iter, batches), one_epoch)):
+        for i, loss in enumerate(train(model, partial(iter, batches), one_epoch).losses):
             yield f"{stem}loss.{i}", torch.tensor(loss)
         for name, parameter in adapters.named_parameters():
             yield theirs[name].replace(".param.", ".trained."), parameter.detach()

@@ -129,6 +129,18 @@ class ClipAdapter(FewShotClassifier):
             return found
         return replace(found, lr=AT_100 * (100 / task.scale) ** 2 * found.batch_size / BATCH)
 
+    def start(self, width: int, ratios: dict[str, float], generator: torch.Generator) -> dict[str, Adapter]:
+        """Give the adapters before training, as PyTorch's linear layers start."""
+        hidden = max(width // check_integer("reduction", self.reduction, 1), 1)
+
+        def layer(rows: int, columns: int) -> Tensor:
+            return (2 * torch.rand(rows, columns, generator=generator) - 1) / columns**0.5
+
+        return {
+            name: Adapter(layer(hidden, width), layer(width, hidden), ratios[name], self.learn_ratio)
+            for name in SIDES[self.side]
+        }
+
     def train(self, task: Task, ratios: dict[str, float], trial: bool = False) -> Trained:
         """Train adapters on a support set, at the ratios given; a trial is shorter."""
         schedule = self.schedule(task)
@@ -136,17 +148,8 @@ class ClipAdapter(FewShotClassifier):
             many, steps = len(task.class_names) >= IMAGENET, max(len(task.labels) // schedule.batch_size, 1)
             most = MANY["trial_epochs"] if many else max(TRIAL_STEPS // steps, 1)
             schedule = replace(schedule, epochs=min(schedule.epochs, most))
-        generator, width = schedule.generator(), task.class_weights.shape[1]
-        hidden = max(width // check_integer("reduction", self.reduction, 1), 1)
-
-        def layer(rows: int, columns: int) -> Tensor:
-            """Start as PyTorch's linear layers do."""
-            return (2 * torch.rand(rows, columns, generator=generator) - 1) / columns**0.5
-
-        sides = {
-            name: Adapter(layer(hidden, width), layer(width, hidden), ratios[name], self.learn_ratio)
-            for name in SIDES[self.side]
-        }
+        generator = schedule.generator()
+        sides = self.start(task.class_weights.shape[1], ratios, generator)
         model = Adapted(sides, task.class_weights, task.scale)
         run = task.train(model, schedule, generator)
         return Trained(model, run, {"epochs": schedule.epochs, "lr": schedule.lr})
