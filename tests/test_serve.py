@@ -17,8 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import handful
-from handful.serve import Limits, create_app
-from handful.serve.app import load_models
+from handful.serve import Limits, create_app, load_models
 from handful.serve.engine import Busy, Engine
 
 HOST = "http://localhost:8000"
@@ -192,11 +191,11 @@ def test_who_waits_goes_together_and_a_lone_image_at_once(mini, models, held_out
     data = [Path(item).read_bytes() for item in held_out.items[:9]]
 
     async def work(engine: Engine):
-        first = asyncio.create_task(engine.tell(data[0], "0", ["probe"]))
+        first = asyncio.create_task(engine.classify(data[0], "0", ["probe"]))
         while engine._queue.qsize() or not first or engine.waiting < 1:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)  # it is in the tower now, alone
-        rest = [asyncio.create_task(engine.tell(one, "x", ["probe"])) for one in data[1:]]
+        rest = [asyncio.create_task(engine.classify(one, "x", ["probe"])) for one in data[1:]]
         rest[3].cancel()  # a client that left
         while engine._queue.qsize() < 7:
             await asyncio.sleep(0.01)
@@ -210,17 +209,17 @@ def test_who_waits_goes_together_and_a_lone_image_at_once(mini, models, held_out
     assert [isinstance(answer, BaseException) for answer in answers].count(True) == 2
     expected = models["probe"].predict_proba(held_out.items[:9])
     for row in (0, 1, 2, 3, 6, 7, 8):
-        np.testing.assert_allclose(answers[row].told["probe"].probabilities, expected[row], atol=1e-5)
+        np.testing.assert_allclose(answers[row].predicted["probe"].probabilities, expected[row], atol=1e-5)
 
 
 def test_too_many_and_too_slow(mini, models, held_out, gate):
     data = Path(held_out.items[0]).read_bytes()
 
     async def full(engine: Engine):
-        tasks = [asyncio.create_task(engine.tell(data, "x")) for _ in range(3)]
+        tasks = [asyncio.create_task(engine.classify(data, "x")) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(Busy):
-            await engine.tell(data, "x")
+            await engine.classify(data, "x")
         gate.set()
         return await asyncio.gather(*tasks)
 
@@ -261,7 +260,7 @@ def test_one_that_breaks_the_batch_harms_no_other(mini, models, held_out, monkey
 
     async def work(engine: Engine):
         return await asyncio.gather(
-            *(engine.tell(one, "x", ["probe"]) for one in [*data[:2], white, *data[2:]]),
+            *(engine.classify(one, "x", ["probe"]) for one in [*data[:2], white, *data[2:]]),
             return_exceptions=True,
         )
 
