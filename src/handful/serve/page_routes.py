@@ -6,7 +6,7 @@ from importlib.resources import files
 
 from fastapi import FastAPI, Response
 
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; connect-src 'self'"
 HEADERS = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
 CONTENT_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 INDEX = "page.html"
