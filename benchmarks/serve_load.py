@@ -35,8 +35,7 @@ parser.add_argument("--clients", type=int, default=64)
 SERVER = """
 import sys
 from pathlib import Path
-from handful.serve import Limits
-from handful.serve.app import run
+from handful.serve import Limits, run
 run([Path(sys.argv[1])], port=0, limits=Limits(batch=int(sys.argv[2])))
 """
 BATCHES = {"batched": 32, "one by one": 1}

@@ -243,3 +243,43 @@ def writes() -> Iterator[list[str]]:
     found: list[str] = []
     with file_operations(found.append):
         yield found
+
+
+# -- the server: for test_serve.py, test_serve_batches.py and test_drafts.py ------------------------
+
+HOST = "http://localhost:8000"
+
+
+@pytest.fixture(scope="session")
+def served(
+    mini: handful.Backbone, support: handful.ImageSet, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, handful.FewShotClassifier]:
+    """Saved classifiers as a server loads them: calibrated, plain, and one with a tower of its own."""
+    from handful.serve import load_models
+
+    folder = tmp_path_factory.mktemp("served")
+    tip = handful.TipAdapter(mini, alpha=40.0, beta=2.0, templates="imagenet7").fit(support)
+    tip.calibrate(support).save(folder / "tip")
+    handful.LinearProbe(mini).fit(support).save(folder / "probe")
+    handful.MMA(mini, epochs=1, views=0, width=4).fit(support).save(folder / "inside")
+    return load_models([folder / name for name in ("tip", "probe", "inside")], mini)
+
+
+@pytest.fixture(scope="session")
+def serve_limits() -> Any:
+    from handful.serve import Limits
+
+    return Limits(pixels=500_000, images=16, seconds=20.0)
+
+
+@pytest.fixture
+def client(
+    served: dict[str, handful.FewShotClassifier], mini: handful.Backbone, serve_limits: Any
+) -> Iterator[Any]:
+    """A client of a server with the classifiers of `served`."""
+    from fastapi.testclient import TestClient
+
+    from handful.serve import create_app
+
+    with TestClient(create_app(served, mini, serve_limits), base_url=HOST) as found:
+        yield found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
+import threading
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +17,8 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from playwright.sync_api import Browser, Locator, Page, Response, expect  # noqa: E402
 
+from handful.serve import make_server  # noqa: E402
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this system")
 expect.set_options(timeout=20_000)
@@ -24,23 +26,16 @@ PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touc
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    command = [sys.executable, "-m", "handful", "serve", "--backbone", "mini", "--port", "0"]
-    errors = tmp_path_factory.mktemp("server") / "errors.txt"
-    with (
-        errors.open("w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server,
-    ):
-        assert server.stdout is not None
-        try:
-            for line in server.stdout:
-                if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                    yield found[0]
-                    break
-            else:
-                pytest.fail(f"the server did not start: {errors.read_text()}")
-        finally:
-            server.terminate()
+def address() -> Iterator[str]:
+    """A server without models, in a thread: a process of its own would import everything again."""
+    server = make_server([], port=0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.url and thread.is_alive():
+        time.sleep(0.01)
+    yield server.url
+    server.should_exit = True
+    thread.join()
 
 
 @pytest.fixture(scope="module")

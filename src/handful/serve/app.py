@@ -1,62 +1,36 @@
-"""The routes: predict with saved classifiers, make one on the page, and say how the server does."""
+"""The application and its routes for saved classifiers; drafts and the page have modules of their own."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import io
-import socket
-import sys
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, Any
 
-import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
 from handful import __version__
-from handful.backbones import Backbone, load_backbone
-from handful.errors import DataError, HandfulError, unexpected
+from handful.backbones import Backbone
+from handful.errors import DataError, HandfulError
 from handful.estimator import FewShotClassifier
-from handful.methods import load
+from handful.serve.classifiers import best_classes, describe
 from handful.serve.draft_routes import add_drafts
-from handful.serve.drafts import ONLINE, Drafts
-from handful.serve.engine import Busy, Engine, Limits, Told
+from handful.serve.drafts import Drafts
+from handful.serve.engine import Busy, Engine, Limits
 from handful.serve.gate import Gate
 from handful.serve.meters import Meter, Meters
+from handful.serve.page_routes import PAGE_PATHS, add_page
 from handful.serve.requests import Upload, read_uploads, takes_files, within
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
-    "connect-src 'self'"
-)
+PUBLIC = ("/health", "/docs", "/openapi.json", *PAGE_PATHS)
+"""Needs no token: whether the server lives, what there is to ask, and the page, which asks for a token."""
 TOP = 5
-
-
-def load_models(folders: Sequence[Path], backbone: Backbone | None) -> dict[str, FewShotClassifier]:
-    """Load saved classifiers onto one backbone, by the names of their folders.
-
-    Raises
-    ------
-    FingerprintError
-        Two of them were fitted on different backbones: serve these apart.
-    """
-    found: dict[str, FewShotClassifier] = {}
-    for folder in folders:
-        name = folder.absolute().name
-        if name in found:
-            raise unexpected("MODEL", str(folder), f"folders of different names, not {name!r} twice")
-        clf = load(folder, backbone=backbone)
-        backbone = clf.loaded_backbone()
-        found[name] = clf
-    return found
 
 
 def create_app(
@@ -90,8 +64,8 @@ def create_app(
         drafts.close()
 
     app = FastAPI(title="handful", version=__version__, lifespan=lifespan)
-    most = {"": limits.body_bytes, "/drafts/open": limits.draft_bytes}
-    app.add_middleware(Gate, hosts={*LOCAL, *hosts}, token=token, most=most)
+    max_bytes = {"": limits.body_bytes, "/drafts/open": limits.draft_bytes}
+    app.add_middleware(Gate, hosts={*LOCAL, *hosts}, token=token, public=PUBLIC, max_bytes=max_bytes)
     app.add_middleware(Meter, meters=meters)
     app.add_exception_handler(Busy, _busy)
     app.add_exception_handler(HandfulError, _refused)
@@ -99,6 +73,7 @@ def create_app(
     _add_predict(app, engine)
     _add_status(app, engine, drafts, meters)
     add_drafts(app, engine, drafts)
+    add_page(app)
     return app
 
 
@@ -125,9 +100,9 @@ def _add_predict(app: FastAPI, engine: Engine) -> None:
         model: Annotated[list[str] | None, Query(description="All by default.")] = None,
         top: Annotated[int, Query(ge=1, le=1000, description="Classes of each answer.")] = TOP,
     ) -> Response:
-        """Tell one image (as the body) or several (multipart files called `images`) by each model.
+        """Classify one image (as the body) or several (multipart files called `images`) by each model.
 
-        `unknown` is null where a model can't tell: it is not calibrated, or on too few images. An image
+        `unknown` is null where a model can't say: it is not calibrated, or on too few images. An image
         that can't be used has an `error` of its own; if it is the only one, the status is 422.
         """
         names = list(engine.models) if not model else list(dict.fromkeys(model))
@@ -143,10 +118,19 @@ def _add_predict(app: FastAPI, engine: Engine) -> None:
 
         async def one(upload: Upload) -> dict[str, Any]:
             try:
-                answer = await engine.tell(upload[1], upload[0], names)
+                answer = await engine.classify(upload[1], upload[0], names)
             except DataError as error:
                 return {"image": upload[0], "error": str(error)}
-            answers = {name: _as_json(engine.models[name], told, top) for name, told in answer.told.items()}
+            answers = {
+                name: {
+                    "predictions": [
+                        {"class": label, "probability": round(probability, 6)}
+                        for label, probability in best_classes(engine.models[name], predicted, top)
+                    ],
+                    "unknown": predicted.is_unknown,
+                }
+                for name, predicted in answer.predicted.items()
+            }
             return {"image": upload[0], "answers": answers}
 
         async def every() -> list[dict[str, Any]]:
@@ -159,49 +143,26 @@ def _add_predict(app: FastAPI, engine: Engine) -> None:
         return JSONResponse({"results": results, "milliseconds": milliseconds})
 
 
-def _as_json(clf: FewShotClassifier, told: Told, top: int) -> dict[str, Any]:
-    order = told.probabilities.argsort(descending=True)[:top].tolist()
-    best = [
-        {"class": str(clf.classes_[row]), "probability": round(float(told.probabilities[row]), 6)}
-        for row in order
-    ]
-    return {"predictions": best, "unknown": told.unknown}
-
-
 # -- how the server does ---------------------------------------------------------------------------
 
 
 def _add_status(app: FastAPI, engine: Engine, drafts: Drafts, meters: Meters) -> None:
-    headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
-    page = files("handful.serve").joinpath("page.html").read_text()
     probe = io.BytesIO()
     Image.new("RGB", (32, 32), "gray").save(probe, format="PNG")
-
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def index() -> HTMLResponse:
-        return HTMLResponse(page, headers=headers)
 
     @app.get("/models")
     async def models() -> dict[str, Any]:
         """Say which classifiers are served."""
-        served = [
-            {
-                "name": name, "method": clf.method, "classes": [str(label) for label in clf.classes_],
-                "online": clf.method in ONLINE, "selection": clf.selection_,
-                "calibration": clf.calibration_.facts() if clf.calibration_ else None,
-            }
-            for name, clf in engine.models.items()
-        ]  # fmt: skip
-        size = engine.backbone.image_size
-        methods = await engine.in_tower(lambda: list(drafts.methods))
-        tower = {"name": engine.backbone.title, "image_size": size}
-        return {"models": served, "backbone": tower, "methods": methods}
+        served = [{"name": name, **describe(clf)} for name, clf in engine.models.items()]
+        methods = await engine.in_backbone_thread(lambda: list(drafts.methods))
+        backbone = {"name": engine.backbone.title, "image_size": engine.backbone.image_size}
+        return {"models": served, "backbone": backbone, "methods": methods}
 
     @app.get("/health")
     async def health(request: Request) -> Response:
         """Run a real inference; 503 if it fails, or does not end in time."""
         try:
-            work = engine.tell(probe.getvalue(), "probe", list(engine.models))
+            work = engine.classify(probe.getvalue(), "probe", list(engine.models))
             await asyncio.wait_for(work, engine.limits.seconds)
         except Busy:
             return JSONResponse({"status": "busy", "waiting": engine.waiting})
@@ -215,70 +176,3 @@ def _add_status(app: FastAPI, engine: Engine, drafts: Drafts, meters: Meters) ->
         meters.waiting.set(engine.waiting)
         meters.drafts.set(len(drafts))
         return Response(meters.text(), media_type="text/plain; version=0.0.4")
-
-
-# -- running ---------------------------------------------------------------------------------------
-
-
-class _Server(uvicorn.Server):
-    """Says where it listens, once it does."""
-
-    token = False
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        for server in self.servers:
-            for listening in server.sockets[:1]:
-                host, port = listening.getsockname()[:2]
-                url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-                print(url, flush=True)
-                if self.token:
-                    print(f"The page wants the token: {url}/#token=YOUR_TOKEN", file=sys.stderr)
-
-
-def _check_address(host: str, port: int) -> None:
-    """Say at once if nothing could listen there, and not after the models are loaded."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family):
-            return
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise unexpected("--port", port, "one that is free", "0 takes any.") from error
-        reason = f"an address of this machine that may be used ({error.strerror})"
-        raise unexpected("--host and --port", f"{host}:{port}", reason) from error
-
-
-def run(
-    folders: Sequence[Path],
-    backbone: str = "mini",
-    weights: str | Path | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    token: str | None = None,
-    hosts: Collection[str] = (),
-    limits: Limits | None = None,
-) -> None:
-    """Serve until told to stop; what is being answered then is finished. See `create_app`.
-
-    Parameters
-    ----------
-    folders
-        Saved classifiers; without any, there is only the page.
-    backbone, weights
-        For the page where no classifier says which.
-    host, port
-        Where to listen; port 0 takes a free one, and stdout says which.
-    """
-    _check_address(host, port)
-    models = load_models(folders, None)
-    tower = (
-        next(iter(models.values())).loaded_backbone() if models else load_backbone(backbone, weights=weights)
-    )
-    app = create_app(models, tower, limits, token, {*hosts, host.lower()} - {"0.0.0.0", "::"})
-    config = uvicorn.Config(
-        app, host, port, log_level="warning", server_header=False, timeout_graceful_shutdown=10
-    )
-    server = _Server(config)
-    server.token = token is not None
-    server.run()

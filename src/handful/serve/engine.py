@@ -1,4 +1,4 @@
-"""One backbone, many heads: images wait for each other in batches, and fail alone."""
+"""One backbone, many heads: images go through the backbone in batches, and fail alone."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from handful.backbones import Backbone
 from handful.data.images import decode_bytes
-from handful.errors import DataError, HandfulError
+from handful.errors import DataError
 from handful.estimator import FewShotClassifier
-from handful.estimator.confidence import tell
+from handful.serve.classifiers import Prediction, predict, reads_pixels
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class Limits:
     seconds
         Until a request is given up.
     drafts, draft_images, draft_bytes
-        Classifiers in the making at a time; images of one, and bytes of its files.
+        Drafts at a time; images of one, and bytes of its files.
     """
 
     body_bytes: int = 32 * 2**20
@@ -57,44 +57,37 @@ class Limits:
 
 
 class Busy(Exception):
-    """More images wait than may."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a classifier says of an image: probabilities `[C]`; unknown is None if it can't tell."""
-
-    probabilities: Tensor
-    unknown: bool | None
+    """As many images are on their way as the limits allow."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Raw features `[E]` of an image, and what each classifier says of it."""
+    """Raw features `[E]` of an image where they were computed, and the prediction of each model."""
 
     features: Tensor | None
-    told: dict[str, Told]
+    predicted: dict[str, Prediction]
 
 
 @dataclass
-class Waiting:
-    """An image on its way: pixels `[3, H, W]`, and which models look at it; none of them: features alone."""
+class QueuedImage:
+    """Pixels `[3, H, W]`, and the models that classify them; none of them: features alone."""
 
     pixels: Tensor
     models: Collection[str]
     answer: asyncio.Future[Answer] = field(repr=False)
 
 
-def unknown_of(clf: FewShotClassifier) -> Literal["auto"] | None:
-    """Say how a classifier tells unknown images: as calibrated, or not at all."""
-    return "auto" if clf.calibration_ and clf.calibration_.can_tell_unknown else None
-
-
 class Engine:
-    """Runs the backbone for whoever asks, one batch at a time.
+    """Runs the backbone and the models for all requests, one batch at a time.
 
-    A batch is whatever waits when the backbone is free: a lone image never waits for company.
-    `batches` counts them, `waiting` the images that are somewhere in here.
+    A batch is whatever waits when the backbone is free: a lone image never waits for others.
+
+    Attributes
+    ----------
+    waiting
+        Images that are decoded, wait or are computed now.
+    on_batch
+        Called with the size of each batch.
     """
 
     def __init__(
@@ -103,10 +96,10 @@ class Engine:
         self.backbone, self.models, self.limits = backbone, dict(models), limits or Limits()
         self.waiting = 0
         self.on_batch: Callable[[int], None] = lambda size: None
-        self._queue: asyncio.Queue[Waiting] = asyncio.Queue()
+        self._queue: asyncio.Queue[QueuedImage] = asyncio.Queue()
         self._decoders = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "decode")
-        self._tower = ThreadPoolExecutor(1, "backbone")
-        """All that runs the backbone runs in this one thread: a tower that is tapped serves one caller."""
+        # one thread for all that runs the backbone: a tower with hooks serves one caller at a time
+        self._backbone_thread = ThreadPoolExecutor(1, "backbone")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -119,16 +112,16 @@ class Engine:
             await asyncio.gather(worker, return_exceptions=True)
             while not self._queue.empty():
                 self._queue.get_nowait().answer.cancel()
-            for pool in (self._decoders, self._tower):
+            for pool in (self._decoders, self._backbone_thread):
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    async def tell(self, data: bytes, name: str, models: Collection[str] = ()) -> Answer:
-        """Decode an image file, and let models tell it; with none, give its features.
+    async def classify(self, data: bytes, name: str, models: Collection[str] = ()) -> Answer:
+        """Decode an image file, and classify it by these models; without any, give its features.
 
         Raises
         ------
         Busy
-            Too many wait already.
+            Too many images are on their way already.
         DataError
             It is no image, or not one within the limits.
         """
@@ -138,18 +131,18 @@ class Engine:
         try:
             loop = asyncio.get_running_loop()
             pixels = await loop.run_in_executor(self._decoders, self.read, data, name)
-            item = Waiting(pixels, models, loop.create_future())
+            item = QueuedImage(pixels, models, loop.create_future())
             self._queue.put_nowait(item)
             return await item.answer
         finally:
             self.waiting -= 1
 
-    async def in_tower(self, function: Callable[[], T]) -> T:
-        """Call what needs the backbone, between batches."""
-        return await asyncio.get_running_loop().run_in_executor(self._tower, function)
+    async def in_backbone_thread(self, function: Callable[[], T]) -> T:
+        """Call a function that needs the backbone, between batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._backbone_thread, function)
 
-    async def in_decoder(self, function: Callable[[], T]) -> T:
-        """Call what only decodes or writes."""
+    async def in_decoder_thread(self, function: Callable[[], T]) -> T:
+        """Call a function that only decodes or writes."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, function)
 
     def read(self, data: bytes, name: str) -> Tensor:
@@ -162,7 +155,7 @@ class Engine:
         return self.backbone.preprocess(image)
 
     async def _work(self) -> None:
-        """Take what waits, compute, hand out; for ever."""
+        """Take what waits, compute it, hand out the answers; without end."""
         loop = asyncio.get_running_loop()
         while True:
             batch = [await self._queue.get()]
@@ -172,7 +165,7 @@ class Engine:
             if not batch:
                 continue
             self.on_batch(len(batch))
-            answers = await loop.run_in_executor(self._tower, self.compute, batch)
+            answers = await loop.run_in_executor(self._backbone_thread, self.compute, batch)
             for item, answer in zip(batch, answers, strict=True):
                 if item.answer.done():
                     continue
@@ -181,7 +174,7 @@ class Engine:
                 else:
                     item.answer.set_exception(answer)
 
-    def compute(self, batch: Sequence[Waiting]) -> list[Answer | Exception]:
+    def compute(self, batch: Sequence[QueuedImage]) -> list[Answer | Exception]:
         """Answer a batch; if that fails, each image on its own, so that one harms no other."""
         try:
             return list(self._compute(batch))
@@ -191,24 +184,18 @@ class Engine:
             return [self.compute([item])[0] for item in batch]
 
     @torch.no_grad()
-    def _compute(self, batch: Sequence[Waiting]) -> list[Answer]:
+    def _compute(self, batch: Sequence[QueuedImage]) -> list[Answer]:
         pixels = torch.stack([item.pixels for item in batch])
-        heads = {name: clf.fitted_head().needs for name, clf in self.models.items()}
-        plain = [not item.models or any(heads[name] == "features" for name in item.models) for item in batch]
-        features = self.backbone.encode_image(pixels).cpu() if any(plain) else None
-        told: list[dict[str, Told]] = [{} for _ in batch]
-        for name, needs in heads.items():
+        own_tower = {name: reads_pixels(clf) for name, clf in self.models.items()}
+        on_features = [not item.models or not all(own_tower[name] for name in item.models) for item in batch]
+        features = self.backbone.encode_image(pixels).cpu() if any(on_features) else torch.empty(0)
+        predicted: list[dict[str, Prediction]] = [{} for _ in batch]
+        for name, clf in self.models.items():
             rows = [row for row, item in enumerate(batch) if name in item.models]
             if rows:
-                read = pixels if needs == "pixels" else features
-                assert read is not None
-                clf = self.models[name]
-                probabilities, unknown = tell(clf, read[rows], way := unknown_of(clf))
-                if not torch.isfinite(probabilities).all():
-                    raise HandfulError(f"{name} gave no finite probabilities.")
-                for row, own, strange in zip(rows, probabilities, unknown.tolist(), strict=True):
-                    told[row][name] = Told(own, strange if way else None)
+                inputs = pixels if own_tower[name] else features
+                for row, prediction in zip(rows, predict(name, clf, inputs[rows]), strict=True):
+                    predicted[row][name] = prediction
         return [
-            Answer(features[row] if features is not None and plain[row] else None, told[row])
-            for row in range(len(batch))
+            Answer(features[row] if on_features[row] else None, predicted[row]) for row in range(len(batch))
         ]

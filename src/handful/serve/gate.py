@@ -11,8 +11,6 @@ from urllib.parse import urlsplit
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN = ("/", "/health", "/docs", "/openapi.json")
-"""What needs no token: the page, which asks for one, what there is to ask, and whether the server lives."""
 TOO_LARGE = "This request may have {:.1f} MB at most. Send fewer or smaller images."
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -26,13 +24,27 @@ class Gate:
     """Checks the Host (no other name may point here), the Origin (no other page may post), token and size.
 
     Without the first two, any web page that somebody opens could use a server on their own machine.
+
+    Parameters
+    ----------
+    hosts
+        Names that the server may be called by.
+    token
+        What every request must bring, but those for a path of `public`; None: nothing.
+    max_bytes
+        Bytes of a body by path, and by "" for all others.
     """
 
     def __init__(
-        self, app: ASGIApp, hosts: Collection[str], token: str | None, most: Mapping[str, int]
+        self,
+        app: ASGIApp,
+        hosts: Collection[str],
+        token: str | None,
+        public: Collection[str],
+        max_bytes: Mapping[str, int],
     ) -> None:
-        self.app, self.hosts, self.token, self.most = app, set(hosts), token, most
-        """`most`: bytes of a body by path, and by "" for all others."""
+        self.app, self.hosts, self.token, self.public = app, set(hosts), token, set(public)
+        self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -48,14 +60,14 @@ class Gate:
         if refused:
             await _answer(send, *refused)
             return
-        left = most = self._most(scope["path"])
+        left = max_bytes = self._max_bytes(scope["path"])
 
         async def bounded() -> Message:
             nonlocal left
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                raise HTTPException(413, TOO_LARGE.format(most / 2**20))
+                raise HTTPException(413, TOO_LARGE.format(max_bytes / 2**20))
             return message
 
         async def guarded(message: Message) -> None:
@@ -79,18 +91,18 @@ class Gate:
                 403,
                 f"Got Origin {origin!r}, expected none, or the server's own: other pages may not post here.",
             )
-        if self.token and path not in OPEN:
+        if self.token and path not in self.public:
             given = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self.token.encode()):
                 return 401, "A token is needed: Authorization: Bearer TOKEN."
         length = headers.get("content-length", "0")
-        most = self._most(path)
-        if not length.isdecimal() or int(length) > most:
-            return 413, TOO_LARGE.format(most / 2**20)
+        max_bytes = self._max_bytes(path)
+        if not length.isdecimal() or int(length) > max_bytes:
+            return 413, TOO_LARGE.format(max_bytes / 2**20)
         return None
 
-    def _most(self, path: str) -> int:
-        return self.most.get(path, self.most[""])
+    def _max_bytes(self, path: str) -> int:
+        return self.max_bytes.get(path, self.max_bytes[""])
 
 
 def _hostname(address: str) -> str:

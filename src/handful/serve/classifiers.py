@@ -1,0 +1,228 @@
+"""What the server does with a classifier: the one module here that reads or sets its fitted attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from handful.backbones import Backbone
+from handful.errors import DataError, HandfulError, unexpected
+from handful.estimator import FewShotClassifier
+from handful.estimator.confidence import tell
+from handful.estimator.explaining import Evidence
+from handful.features import Features
+from handful.methods import METHODS, load
+
+ONLINE = ("tip-adapter", "meta-adapter")
+"""Methods that learn from images without training."""
+NEW_DRAFT: dict[str, dict[str, Any]] = {"tip-adapter": {"selection": "support"}}
+"""Parameters of a new draft's methods; an opened classifier brings its own."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A classifier's answer for one image: probabilities `[C]`; `is_unknown` is None if it can't say."""
+
+    probabilities: Tensor
+    is_unknown: bool | None
+
+
+# -- saved classifiers -----------------------------------------------------------------------------
+
+
+def load_models(folders: Sequence[Path], backbone: Backbone | None) -> dict[str, FewShotClassifier]:
+    """Load saved classifiers onto one backbone, by the names of their folders.
+
+    Raises
+    ------
+    FingerprintError
+        Two of them were fitted on different backbones: serve these apart.
+    """
+    found: dict[str, FewShotClassifier] = {}
+    for folder in folders:
+        name = folder.absolute().name
+        if name in found:
+            raise unexpected("MODEL", str(folder), f"folders of different names, not {name!r} twice")
+        clf = load(folder, backbone=backbone)
+        backbone = clf.loaded_backbone()
+        found[name] = clf
+    return found
+
+
+def describe(clf: FewShotClassifier) -> dict[str, Any]:
+    """Say what a classifier is, as `GET /models` answers."""
+    return {
+        "method": clf.method,
+        "classes": [str(label) for label in clf.classes_],
+        "online": clf.method in ONLINE,
+        "selection": clf.selection_,
+        "calibration": clf.calibration_.facts() if clf.calibration_ else None,
+    }
+
+
+def reads_pixels(clf: FewShotClassifier) -> bool:
+    """Whether the head takes pixels `[N, 3, H, W]` through a tower of its own, and not features `[N, E]`."""
+    return clf.fitted_head().needs == "pixels"
+
+
+def predict(name: str, clf: FewShotClassifier, inputs: Tensor) -> list[Prediction]:
+    """Classify N images by what the head reads: pixels `[N, 3, H, W]` or raw features `[N, E]`.
+
+    Raises
+    ------
+    HandfulError
+        A probability is not finite; the message names the model by `name`.
+    """
+    unknown = _unknown(clf)
+    probabilities, is_unknown = tell(clf, inputs, unknown)
+    if not torch.isfinite(probabilities).all():
+        raise HandfulError(f"{name} gave no finite probabilities.")
+    flags = is_unknown.tolist() if unknown else [None] * len(inputs)
+    return [Prediction(row, flag) for row, flag in zip(probabilities, flags, strict=True)]
+
+
+def best_classes(clf: FewShotClassifier, prediction: Prediction, top: int) -> list[tuple[str, float]]:
+    """Give the `top` most probable classes with their probabilities, best first."""
+    order = prediction.probabilities.argsort(descending=True)[:top].tolist()
+    return [(str(clf.classes_[row]), float(prediction.probabilities[row])) for row in order]
+
+
+def _unknown(clf: FewShotClassifier) -> Literal["auto"] | None:
+    """Give how a classifier recognises unknown images: as calibrated, or not at all."""
+    return "auto" if clf.calibration_ and clf.calibration_.can_tell_unknown else None
+
+
+# -- classifiers of drafts -------------------------------------------------------------------------
+
+
+def methods_for(backbone: Backbone) -> tuple[str, ...]:
+    """Give the methods that a draft can use: Meta-Adapter needs a network trained on this backbone."""
+    features = Features(torch.eye(2, backbone.joint_width)[:, None], None, backbone.fingerprint)
+
+    def works(method: str) -> bool:
+        try:
+            METHODS[method](backbone).fit(features, ["a", "b"])
+        except HandfulError:
+            return False
+        return True
+
+    return tuple(method for method in ONLINE if works(method))
+
+
+def fit_by_names(backbone: Backbone, class_names: Sequence[str]) -> FewShotClassifier:
+    """Fit zero-shot CLIP to class names, for a draft without images."""
+    return METHODS["zero-shot"](backbone).fit(class_names=list(class_names))
+
+
+def fit(
+    backbone: Backbone,
+    method: str,
+    parameters: dict[str, Any],
+    class_names: Sequence[str],
+    support: Sequence[tuple[str, str, Tensor]],
+) -> FewShotClassifier:
+    """Fit a method to the images of a draft, and calibrate where there are enough of them.
+
+    Parameters
+    ----------
+    parameters
+        Of the method's class.
+    support
+        Each image's title, its class and its raw feature `[E]`.
+    """
+    labels = [label for _, label, _ in support]
+    values = torch.stack([feature for _, _, feature in support])[:, None]
+    features = Features(values, None, backbone.fingerprint)
+    clf = METHODS[method](backbone, **parameters).fit(features, labels, class_names=list(class_names))
+    clf.support_ = [title for title, _, _ in support]
+    shots = [labels.count(name) for name in class_names]
+    if min(shots) and max(shots) > 1:
+        _calibrate(clf, backbone, features, labels)
+    return clf
+
+
+def _calibrate(clf: FewShotClassifier, backbone: Backbone, features: Features, labels: Sequence[str]) -> None:
+    """Calibrate with the parameters that were chosen: choosing anew in each fold would take seconds."""
+    weights = _class_weights(clf)
+    twin = METHODS[clf.method](backbone, **_chosen_parameters(clf))
+    twin.fit(features, labels, class_names=clf.class_names_, class_weights=weights)
+    clf.calibration_ = twin.calibrate(features, labels, class_weights=weights).calibration_
+    clf.notes_ += [note for note in twin.notes_ if note not in clf.notes_]
+
+
+def _class_weights(clf: FewShotClassifier) -> Tensor:
+    head: Any = clf.fitted_head()
+    return head.class_weights
+
+
+def _chosen_parameters(clf: FewShotClassifier) -> dict[str, Any]:
+    """Give a classifier's parameters, with what was chosen in place of the choice, for features alone."""
+    refiner = getattr(clf.fitted_head(), "refiner", None)
+    chosen = {**clf.selected_, "selection": "fixed", "views": 0, "refiner": refiner}
+    return {name: chosen.get(name, value) for name, value in clf.fitted_with_.items() if name != "backbone"}
+
+
+def parameters_of(clf: FewShotClassifier, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Give the parameters by method with which a draft goes on from a saved classifier."""
+    parameters = dict(NEW_DRAFT)
+    if clf.templates_:
+        parameters = {name: {**NEW_DRAFT.get(name, {}), "templates": clf.templates_} for name in methods}
+    if clf.method in methods:
+        chosen_on_support = clf.fitted_with_.get("selection") == "support"
+        again = {"selection": "support"} if chosen_on_support else {}
+        parameters[clf.method] = {**_chosen_parameters(clf), **again}
+    return parameters
+
+
+def support_of(
+    clf: FewShotClassifier, methods: Sequence[str], max_images: int
+) -> dict[str, list[tuple[str, Tensor]]]:
+    """Give each class's support images: their titles and features `[E]`.
+
+    Raises
+    ------
+    DataError
+        The method trains (`methods` don't), or there are more than `max_images` images.
+    """
+    if not clf.online:
+        raise DataError(f"{clf.method} trains, so it can't be changed here: {' and '.join(methods)} can.")
+    head: Any = clf.fitted_head()
+    keys, labels = getattr(head, "keys", torch.zeros(0, head.width)), getattr(head, "labels", torch.zeros(0))
+    if len(keys) > max_images:
+        raise DataError(f"It has {len(keys)} images, a draft may have {max_images}.")
+    titles = [*clf.support_, *(f"image {row}" for row in range(len(clf.support_), len(keys)))]
+    return {
+        name: [(titles[at], keys[at]) for at in (labels == row).nonzero()[:, 0].tolist()]
+        for row, name in enumerate(clf.class_names_)
+    }
+
+
+def explain(
+    clf: FewShotClassifier, feature: Tensor, top: int
+) -> tuple[list[tuple[str, float]], bool | None, list[Evidence]]:
+    """Classify an image by its raw feature `[E]`, and say which support images decided.
+
+    Returns
+    -------
+    classes
+        All classes with their probabilities, best first.
+    is_unknown
+        None where the classifier can't say.
+    support
+        At most `top` images, by the titles that `fit` was given.
+    """
+    query, unknown = feature[None].numpy(), _unknown(clf)
+    probabilities, is_unknown = clf.tell(query, unknown)
+    order = probabilities[0].argsort()[::-1]
+    classes = [(clf.class_names_[row], float(probabilities[0, row])) for row in order]
+    return classes, bool(is_unknown[0]) if unknown else None, clf.explain(query, top).support
+
+
+def notes_of(clf: FewShotClassifier) -> str:
+    """Give what the fit has to say, in one line."""
+    return " ".join(clf.notes_)
