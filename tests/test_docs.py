@@ -15,6 +15,7 @@ from handful import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FILE = re.compile(r"# (\w+\.py)\n")
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```", re.M | re.S)
 MODULES = [
     ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
@@ -30,6 +31,8 @@ def test_page(page: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.Monk
     names: dict[str, object] = {}
     for language, text in BLOCK.findall(page.read_text()):
         if language == "python":
+            if name := FILE.match(text):  # what it begins with names a file of the user's
+                (tmp_path / name[1]).write_text(text)
             exec(compile(text, page.name, "exec"), names)
             continue
         for line in text.splitlines():

@@ -58,7 +58,7 @@ def test_one_image_by_every_model(client: TestClient, served, held_out: handful.
             assert len(predicted["predictions"]) == 3
             assert predicted["predictions"][0]["class"] == served[name].predict([path])[0]
             assert predicted["predictions"][0]["probability"] == pytest.approx(expected.max(), abs=1e-5)
-        assert result["answers"]["tip"]["unknown"] == bool(served["tip"].tell([path])[1][0])
+        assert result["answers"]["tip"]["unknown"] == bool(served["tip"].classify([path])[1][0])
         assert result["answers"]["probe"]["unknown"] is None  # not calibrated
 
 

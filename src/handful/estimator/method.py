@@ -107,6 +107,12 @@ class Method(BaseEstimator):  # type: ignore[misc]
                 "names without any. Fit it on images of the new classes."
             )
 
+    def settled(self) -> dict[str, Any]:
+        """Give the parameters of the fit with what was chosen in place of the choice: a fit by these chooses
+        nothing."""
+        chosen = {**self.fitted_.selected, "selection": "fixed"}
+        return {name: chosen.get(name, value) for name, value in self.fitted_.parameters.items()}
+
     def input_stage(self, backbone: Backbone) -> InputStage | None:
         """Give what a method inside the image tower reads of training pixels; None: features."""
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,10 @@ from torch import Tensor
 from handful.backbones import Backbone
 from handful.errors import DataError, HandfulError, unexpected
 from handful.estimator import FewShotClassifier
-from handful.estimator.confidence import tell
+from handful.estimator.confidence import classify
 from handful.estimator.explaining import Evidence
 from handful.features import Features
+from handful.heads import Support
 from handful.methods import METHODS, load
 
 ONLINE = ("tip-adapter", "meta-adapter")
@@ -65,11 +66,6 @@ def describe(clf: FewShotClassifier) -> dict[str, Any]:
     }
 
 
-def reads_pixels(clf: FewShotClassifier) -> bool:
-    """Whether the head takes pixels `[N, 3, H, W]` through a tower of its own, and not features `[N, E]`."""
-    return clf.fitted_head().needs == "pixels"
-
-
 def predict(name: str, clf: FewShotClassifier, inputs: Tensor) -> list[Prediction]:
     """Classify N images by what the head reads: pixels `[N, 3, H, W]` or raw features `[N, E]`.
 
@@ -79,7 +75,7 @@ def predict(name: str, clf: FewShotClassifier, inputs: Tensor) -> list[Predictio
         A probability is not finite; the message names the model by `name`.
     """
     unknown = _unknown(clf)
-    probabilities, is_unknown = tell(clf, inputs, unknown)
+    probabilities, is_unknown = classify(clf.head_, clf.calibration_, inputs, unknown)
     if not torch.isfinite(probabilities).all():
         raise HandfulError(f"{name} gave no finite probabilities.")
     flags = is_unknown.tolist() if unknown else [None] * len(inputs)
@@ -139,7 +135,7 @@ def fit(
     values = torch.stack([feature for _, _, feature in support])[:, None]
     features = Features(values, None, backbone.fingerprint)
     clf = METHODS[method](backbone, **parameters).fit(features, labels, class_names=list(class_names))
-    clf.support_ = [title for title, _, _ in support]
+    clf.fitted_ = replace(clf.fitted_, support=tuple(title for title, _, _ in support))
     shots = [labels.count(name) for name in class_names]
     if min(shots) and max(shots) > 1:
         _calibrate(clf, backbone, features, labels)
@@ -148,23 +144,17 @@ def fit(
 
 def _calibrate(clf: FewShotClassifier, backbone: Backbone, features: Features, labels: Sequence[str]) -> None:
     """Calibrate with the parameters that were chosen: choosing anew in each fold would take seconds."""
-    weights = _class_weights(clf)
+    weights = clf.head_.tensors()["class_weights"]
     twin = METHODS[clf.method](backbone, **_chosen_parameters(clf))
     twin.fit(features, labels, class_names=clf.class_names_, class_weights=weights)
-    clf.calibration_ = twin.calibrate(features, labels, class_weights=weights).calibration_
-    clf.notes_ += [note for note in twin.notes_ if note not in clf.notes_]
-
-
-def _class_weights(clf: FewShotClassifier) -> Tensor:
-    head: Any = clf.fitted_head()
-    return head.class_weights
+    twin.calibrate(features, labels, class_weights=weights)
+    notes = [note for note in twin.notes_ if note not in clf.notes_]
+    clf.fitted_ = replace(clf.fitted_, calibration=twin.calibration_).noting(*notes)
 
 
 def _chosen_parameters(clf: FewShotClassifier) -> dict[str, Any]:
     """Give a classifier's parameters, with what was chosen in place of the choice, for features alone."""
-    refiner = getattr(clf.fitted_head(), "refiner", None)
-    chosen = {**clf.selected_, "selection": "fixed", "views": 0, "refiner": refiner}
-    return {name: chosen.get(name, value) for name, value in clf.fitted_with_.items() if name != "backbone"}
+    return {name: 0 if name == "views" else value for name, value in clf.settled().items()}
 
 
 def parameters_of(clf: FewShotClassifier, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -173,7 +163,7 @@ def parameters_of(clf: FewShotClassifier, methods: Sequence[str]) -> dict[str, d
     if clf.templates_:
         parameters = {name: {**NEW_DRAFT.get(name, {}), "templates": clf.templates_} for name in methods}
     if clf.method in methods:
-        chosen_on_support = clf.fitted_with_.get("selection") == "support"
+        chosen_on_support = clf.fitted_.parameters.get("selection") == "support"
         again = {"selection": "support"} if chosen_on_support else {}
         parameters[clf.method] = {**_chosen_parameters(clf), **again}
     return parameters
@@ -191,8 +181,8 @@ def support_of(
     """
     if not clf.online:
         raise DataError(f"{clf.method} trains, so it can't be changed here: {' and '.join(methods)} can.")
-    head: Any = clf.fitted_head()
-    keys, labels = getattr(head, "keys", torch.zeros(0, head.width)), getattr(head, "labels", torch.zeros(0))
+    support = clf.head_.support or Support(torch.zeros(0, clf.head_.width), torch.zeros(0))
+    keys, labels = support.keys, support.labels
     if len(keys) > max_images:
         raise DataError(f"It has {len(keys)} images, a draft may have {max_images}.")
     titles = [*clf.support_, *(f"image {row}" for row in range(len(clf.support_), len(keys)))]
@@ -217,7 +207,7 @@ def explain(
         At most `top` images, by the titles that `fit` was given.
     """
     query, unknown = feature[None].numpy(), _unknown(clf)
-    probabilities, is_unknown = clf.tell(query, unknown)
+    probabilities, is_unknown = clf.classify(query, unknown)
     order = probabilities[0].argsort()[::-1]
     classes = [(clf.class_names_[row], float(probabilities[0, row])) for row in order]
     return classes, bool(is_unknown[0]) if unknown else None, clf.explain(query, top).support

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from handful.backbones import Backbone
 from handful.data.images import decode_bytes
-from handful.errors import DataError
+from handful.errors import DataError, HandfulError
 from handful.estimator import FewShotClassifier
-from handful.serve.classifiers import Prediction, predict, reads_pixels
+from handful.serve.classifiers import Prediction, predict
 
 T = TypeVar("T")
 
@@ -186,16 +186,26 @@ class Engine:
     @torch.no_grad()
     def _compute(self, batch: Sequence[QueuedImage]) -> list[Answer]:
         pixels = torch.stack([item.pixels for item in batch])
-        own_tower = {name: reads_pixels(clf) for name, clf in self.models.items()}
-        on_features = [not item.models or not all(own_tower[name] for name in item.models) for item in batch]
-        features = self.backbone.encode_image(pixels).cpu() if any(on_features) else torch.empty(0)
+        needs = {name: clf.head_.needs for name, clf in self.models.items()}
+        on_features = [
+            not item.models or any(needs[name] != "pixels" for name in item.models) for item in batch
+        ]
+        read = {"pixels": pixels}
+        if any(on_features):
+            features, hidden = self.backbone.encode_image_hidden(pixels)
+            read["features"] = features.cpu()
+            if hidden is not None:
+                read["hidden"] = hidden.cpu()
         predicted: list[dict[str, Prediction]] = [{} for _ in batch]
         for name, clf in self.models.items():
             rows = [row for row, item in enumerate(batch) if name in item.models]
             if rows:
-                inputs = pixels if own_tower[name] else features
+                inputs = read.get(needs[name])
+                if inputs is None:
+                    raise HandfulError(f"{name} reads hidden vectors, and this backbone gives none.")
                 for row, prediction in zip(rows, predict(name, clf, inputs[rows]), strict=True):
                     predicted[row][name] = prediction
         return [
-            Answer(features[row] if on_features[row] else None, predicted[row]) for row in range(len(batch))
+            Answer(read["features"][row] if on_features[row] else None, predicted[row])
+            for row in range(len(batch))
         ]

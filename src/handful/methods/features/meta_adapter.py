@@ -168,6 +168,10 @@ class MetaAdapter(FewShotClassifier):
         network = without_prefix(before.head.tensors())
         return Learned(self.head_for(task, build_refiner(network)))
 
+    def settled(self) -> dict[str, Any]:
+        """Give the parameters of the fit, with the network that it has."""
+        return {**super().settled(), "refiner": build_refiner(without_prefix(self.head_.tensors()))}
+
     def head_for(self, task: Task, refiner: Refiner) -> RefinedHead:
         """Check the widths, and put the parts together."""
         text = task.class_weights
