@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,7 @@ def test_tip_adapter_without_residual_is_zero_shot():
 def test_tip_adapter_at_large_beta_keeps_exact_matches_only():
     keys = F.normalize(torch.randn(5, 8), dim=-1)
     head = CacheHead(torch.eye(3, 8), keys[[0, 0, 0, 1, 2]], torch.tensor([0, 0, 0, 1, 2]), 100, 1, 5)
-    cache = head.cache(keys[[0, 1]], beta=1e4)
+    cache = replace(head, beta=1e4).cache(keys[[0, 1]])
     torch.testing.assert_close(cache, torch.tensor([[3.0, 0, 0], [0, 1, 0]]), atol=5e-2, rtol=0)
 
 
@@ -165,7 +166,7 @@ def test_tip_adapter_does_not_care_for_the_order_of_its_support(monkeypatch: pyt
     one = handful.TipAdapter().fit(features, labels, **given)
     other = handful.TipAdapter().fit(features[order], labels[order], **given)
     np.testing.assert_allclose(one.decision_function(features), other.decision_function(features), atol=1e-4)
-    monkeypatch.setattr("handful.heads.CHUNK", 5)
+    monkeypatch.setattr("handful.methods.features.tip_adapter.CHUNK", 5)
     np.testing.assert_allclose(one.decision_function(features), other.decision_function(features), atol=1e-4)
 
 

@@ -56,13 +56,16 @@ class CacheHead(Head):
         return self.class_weights.shape[1]
 
     def read(self, x: Tensor) -> Tensor:
-        """Map raw features `[N, E]` to logits `[N, C]`, a chunk of keys at a time."""
+        """Map raw features `[N, E]` to logits `[N, C]`."""
         x = F.normalize(x, dim=-1)
-        base = self.scale * x @ self.class_weights.T
-        cache = torch.zeros_like(base)
+        return self.scale * x @ self.class_weights.T + self.alpha * self.cache(x)
+
+    def cache(self, x: Tensor) -> Tensor:
+        """Sum each class's affinities to unit vectors `[N, E]`, a chunk of keys at a time: `[N, C]`."""
+        sums = x.new_zeros(x.shape[0], len(self.class_weights))
         for keys, labels in zip(self.keys.split(CHUNK), self.labels.split(CHUNK), strict=True):
-            cache = cache.index_add(1, labels, affinity(x @ keys.T, self.beta))
-        return base + self.alpha * cache
+            sums = sums.index_add(1, labels, affinity(x @ keys.T, self.beta))
+        return sums
 
     def evidence(self, x: Tensor) -> Tensor:
         """What each key adds to its class's logit for a feature `[E]`: `[NK]`."""
