@@ -17,9 +17,10 @@ from handful.data.images import refuse_unreadable
 from handful.data.sets import ImageSet
 from handful.errors import DataError, FingerprintError, NotFitted, ParameterError, unexpected
 from handful.estimator.inputs import Validation, is_encoded, match_labels, match_names, read_class_weights
-from handful.features import BATCH, CROP_SCALE, Features, decode_all, encode
+from handful.features import CROP_SCALE, Features, encode, stream_pixels
 from handful.features.online import Online
-from handful.features.views import Entrance, Keep, Views
+from handful.features.views import InputStage as Entrance
+from handful.features.views import Keep, Views
 from handful.heads import CosineHead, Head
 from handful.prompts import class_weights as text_classifier
 from handful.prompts import resolve_templates
@@ -166,13 +167,12 @@ class Encoding(BaseEstimator):  # type: ignore[misc]
         backbone, items = self.loaded_backbone(), as_items(images)
         if not items:
             raise DataError("Got no images, expected at least one.")
-        failures: list[str] = []
-        for start in range(0, len(items), BATCH):
-            good, bad = decode_all([("", item) for item in items[start : start + BATCH]])
-            failures += bad
-            if good:
-                yield torch.stack([backbone.preprocess(image) for _, image in good])
-        refuse_unreadable(failures, len(items))
+        failures: dict[int, str] = {}
+        for part in stream_pixels(backbone, items):
+            failures |= part.failures
+            if part.rows:
+                yield part.values
+        refuse_unreadable(failures, items)
 
     def encode_query(self, images: Any) -> Tensor:
         """Give features `[N, E]` of images to tell."""

@@ -12,25 +12,25 @@ from torch import Tensor
 from handful.backbones.base import Backbone
 from handful.data.images import decode, digest, in_threads, require_readable
 from handful.data.sets import Rows, choose_rows
-from handful.features.views import Entrance
+from handful.features.loading import BATCH, make_view
+from handful.features.views import InputStage
 from handful.types import ImageLike
 
 PASSES = 10
 """Crops behind an image's one vector, as in Tip-Adapter's recipe."""
-BATCH = 64
 
 
 @dataclass(frozen=True)
 class Online:
     """Fresh crops at every call, as published: the image tower runs in the training loop.
 
-    `entrance` is what a method inside the image tower reads in place of features.
+    `stage` is what a method inside the image tower reads in place of features.
     """
 
     backbone: Backbone
     items: tuple[ImageLike, ...]
     crop_scale: tuple[float, float]
-    entrance: Entrance | None = None
+    stage: InputStage | None = None
 
     def __post_init__(self) -> None:
         require_readable(self.items)
@@ -45,13 +45,13 @@ class Online:
 
     def identity(self) -> str:
         """Hash what makes the crops."""
-        way = [*in_threads(digest, self.items), *self.crop_scale, self.fingerprint]
-        return hashlib.sha256(repr(way).encode()).hexdigest()
+        encoding = [*in_threads(digest, self.items), *self.crop_scale, self.fingerprint]
+        return hashlib.sha256(repr(encoding).encode()).hexdigest()
 
     def __getitem__(self, rows: Rows) -> Online:
         """Choose rows."""
         chosen = choose_rows(rows, len(self))
-        return Online(self.backbone, tuple(self.items[row] for row in chosen), self.crop_scale, self.entrance)
+        return Online(self.backbone, tuple(self.items[row] for row in chosen), self.crop_scale, self.stage)
 
     def pooled(self) -> Tensor:
         """One raw vector for each image: the mean over PASSES fresh crops, `[N, E]`."""
@@ -71,8 +71,8 @@ class Online:
         seeds = torch.randint(2**62, (len(rows),), generator=generator).tolist()
         images = in_threads(decode, [self.items[row] for row in rows.tolist()])
         crops = [
-            self.backbone.view(image, seed, self.crop_scale)
+            make_view(self.backbone, image, seed, self.crop_scale)
             for image, seed in zip(images, seeds, strict=True)
         ]
-        read = self.entrance or self.backbone.encode_image
+        read = self.stage or self.backbone.encode_image
         return read(torch.stack(crops)).float().cpu()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from handful.backbones import Backbone
 from handful.errors import CheckpointError, ParameterError
 from handful.estimator import FewShotClassifier, Task
-from handful.features.views import Entrance
+from handful.features.views import InputStage as Entrance
 from handful.heads import Head, Place, Shapes, TextHead
 from handful.train import Recipe, choose_epochs, seeded, train_on
 

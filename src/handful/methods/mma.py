@@ -17,7 +17,7 @@ from handful.backbones.tower import Tower, at_depth
 from handful.data.sets import check_names
 from handful.errors import CheckpointError, ParameterError, check_integer, check_number, unexpected
 from handful.estimator import FewShotClassifier, Task
-from handful.features.views import Entrance
+from handful.features.views import InputStage as Entrance
 from handful.heads import Head, Place, Shapes, TextHead, expect
 from handful.heads import number as read_number
 from handful.towers import ImagePass, text_pass
