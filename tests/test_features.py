@@ -12,7 +12,9 @@ import torch
 from conftest import TINY, write_model
 
 import handful
-from handful import features as module
+from handful.data import decode
+from handful.data import images as reading
+from handful.features import cache_folder, loading, streaming
 
 
 @pytest.fixture
@@ -52,8 +54,8 @@ def test_only_new_images_are_encoded(tiny: handful.Backbone, two_classes: Path, 
 
 def test_the_key_holds_views_seed_and_crop(tiny: handful.Backbone, two_classes: Path, counted: list[int]):
     path = images(two_classes)[:1]
-    ways = [{}, {"views": 2}, {"views": 2, "seed": 1}, {"views": 2, "crop_scale": (0.08, 1.0)}]
-    made = [handful.encode(tiny, path, **way) for way in ways]
+    encodings = [{}, {"views": 2}, {"views": 2, "seed": 1}, {"views": 2, "crop_scale": (0.08, 1.0)}]
+    made = [handful.encode(tiny, path, **encoding) for encoding in encodings]
     assert sum(counted) == 1 + 3 * 2
     assert [m.values.shape[1] for m in made] == [1, 2, 2, 2]
     assert torch.equal(handful.encode(tiny, path, seed=9).values, made[0].values)
@@ -72,7 +74,7 @@ def test_another_backbone_has_another_cache(
 
 def test_features_are_raw_and_equal_the_towers(tiny: handful.Backbone, two_classes: Path, counted: list[int]):
     paths = images(two_classes)
-    pixels = torch.stack([tiny.preprocess(module.decode(path)) for path in paths])
+    pixels = torch.stack([tiny.preprocess(decode(path)) for path in paths])
     made = handful.encode(tiny, paths)
     torch.testing.assert_close(made.values[:, 0], tiny.encode_image(pixels))
     assert made.fingerprint == tiny.fingerprint
@@ -81,21 +83,22 @@ def test_features_are_raw_and_equal_the_towers(tiny: handful.Backbone, two_class
 def test_an_interrupted_run_goes_on_from_its_last_shard(
     tiny: handful.Backbone, two_classes: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "BATCH", 2)
-    monkeypatch.setattr(module, "SHARD", 2)
+    monkeypatch.setattr(loading, "BATCH", 2)
+    monkeypatch.setattr(streaming, "SHARD", 2)
     paths, calls = images(two_classes), 0
-    decode_all = module.decode_all
+    decode_bytes = reading.decode_bytes
 
-    def stop_at_third(batch):
+    def stop_at_third_batch(*arguments):
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 5:
             raise KeyboardInterrupt
-        return decode_all(batch)
+        return decode_bytes(*arguments)
 
-    monkeypatch.setattr(module, "decode_all", stop_at_third)
+    monkeypatch.setattr(reading, "decode_bytes", stop_at_third_batch)
     with pytest.raises(KeyboardInterrupt):
         handful.encode(tiny, paths)
+    assert sum(counted) == 4
     handful.encode(tiny, paths)
     assert sum(counted) == 6
 
@@ -103,7 +106,7 @@ def test_an_interrupted_run_goes_on_from_its_last_shard(
 def test_a_damaged_shard_is_encoded_anew(tiny: handful.Backbone, two_classes: Path, counted: list[int]):
     paths = images(two_classes)
     first = handful.encode(tiny, paths)
-    for shard in module.cache_folder().rglob("*.safetensors"):
+    for shard in cache_folder().rglob("*.safetensors"):
         shard.write_bytes(shard.read_bytes()[:-50])
     with pytest.warns(UserWarning, match="damaged cache file"):
         again = handful.encode(tiny, paths)

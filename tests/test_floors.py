@@ -72,7 +72,11 @@ def test_no_module_imports_itself_in_the_end():
     arrows = {}
     for name, path in known.items():
         found = imports((ROOT / path).read_text())
-        inner = {one for one in found if one in known and any(o.startswith(f"{one}.") for o in found & known.keys())}
+        inner = {
+            one
+            for one in found
+            if one in known and any(o.startswith(f"{one}.") for o in found & known.keys())
+        }
         named = {one for one in found if one.rpartition(".")[0] not in known or one in known}
         arrows[name] = (named & known.keys()) - {name} - inner
     done: set[str] = set()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ParameterError,
         SeamError,
         TrainingError,
+        UnreadableImages,
         WeightsUnavailable,
     )
     from handful.estimator import FewShotClassifier
@@ -68,6 +69,7 @@ _ROOMS = {
         "ParameterError",
         "SeamError",
         "TrainingError",
+        "UnreadableImages",
         "WeightsUnavailable",
     ),
     "estimator": ("FewShotClassifier",),
@@ -126,6 +128,7 @@ __all__ = [
     "TipAdapter",
     "TipAdapterF",
     "TrainingError",
+    "UnreadableImages",
     "WeightsUnavailable",
     "ZeroShot",
     "class_weights",

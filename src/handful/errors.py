@@ -5,12 +5,13 @@
     HandfulError
     ├── ParameterError        a parameter or an argument is off (also a ValueError)
     ├── DataError             images, labels, folders, splits (also a ValueError)
+    │   └── UnreadableImages      some of the images can't be read: `failures` says which, and why
     ├── BackboneError
     │   ├── WeightsUnavailable    the weights are neither here nor to be had
     │   └── SeamError             the tower lacks the seam that a method needs
     ├── CheckpointError       a saved classifier can't be read, or written
     │   └── FingerprintError      it belongs to another backbone
-    ├── TrainingError         the loss left the numbers (also a FloatingPointError)
+    ├── TrainingError         the loss is not finite (also a FloatingPointError)
     └── NotFitted             predict before fit (also a ValueError and an AttributeError)
 
 Each message names the argument, the value got, what is allowed, and the next step.
@@ -19,6 +20,7 @@ Each message names the argument, the value got, what is allowed, and the next st
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
 
 
@@ -35,11 +37,24 @@ class DataError(HandfulError, ValueError):
 
 
 class UnreadableImages(DataError):
-    """Images that can't be read."""
+    """Some of the images can't be read.
 
-    def __init__(self, message: str, failures: dict[int, str]) -> None:
-        super().__init__(message)
-        self.failures = failures
+    Attributes
+    ----------
+    failures
+        The reason of each, by its row among the images that were given.
+    items
+        These images, by the same rows.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        failures: Mapping[int, str] | None = None,
+        items: Mapping[int, object] | None = None,
+    ) -> None:
+        super().__init__(message)  # pickle gives the message alone, and then the attributes
+        self.failures, self.items = dict(failures or {}), dict(items or {})
 
 
 class BackboneError(HandfulError, RuntimeError):

@@ -2,8 +2,9 @@
 
 from handful.data.datasets import Dataset, open_dataset
 from handful.data.images import decode, digest
+from handful.data.reading import LeftOut, Report
 from handful.data.regions import Regions, read_coco
-from handful.data.sets import ImageSet, LeftOut, Report
+from handful.data.sets import ImageSet, use_readable
 from handful.data.splits import draw, few_shot, halves, read_split_zhou
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "open_dataset",
     "read_coco",
     "read_split_zhou",
+    "use_readable",
 ]

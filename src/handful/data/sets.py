@@ -6,16 +6,17 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from handful.data.images import MOST_SHOWN, check_files, digest
-from handful.errors import DataError, unexpected
+from handful.data.images import check_images
+from handful.data.reading import LeftOut, Report, find_same, refuse
+from handful.errors import DataError, UnreadableImages, unexpected
 from handful.types import ImageLike
 
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
@@ -25,48 +26,8 @@ LONGEST_NAME = 1000
 """Characters of a class name; a text tower reads far fewer."""
 
 OnError = Literal["raise", "skip"]
+T = TypeVar("T")
 Rows: TypeAlias = Sequence[int] | Sequence[bool] | slice | np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """One file or folder that was not used, and why."""
-
-    path: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What went in and what came out: `found == kept + len(left_out)` always."""
-
-    found: int
-    kept: int
-    left_out: tuple[LeftOut, ...] = ()
-    empty_classes: tuple[str, ...] = ()
-    same: tuple[tuple[str, str], ...] = ()
-    """Two files that are the same to the byte, in different classes."""
-
-    def __post_init__(self) -> None:
-        if self.found != self.kept + len(self.left_out):
-            raise DataError(
-                f"Counted {self.found} files, kept {self.kept} and left out {len(self.left_out)}: "
-                "the folder changed while it was read. Read it again."
-            )
-
-    def __str__(self) -> str:
-        lines = [f"{self.kept} of {self.found} files used, {len(self.left_out)} left out"]
-        lines += [f"  {item}" for item in self.left_out[:MOST_SHOWN]]
-        if len(self.left_out) > MOST_SHOWN:
-            lines.append(f"  and {len(self.left_out) - MOST_SHOWN} more")
-        lines += [f"  {name}: a class folder without images" for name in self.empty_classes]
-        lines += [
-            f"  {one}: the same image as {other}, of another class" for one, other in self.same[:MOST_SHOWN]
-        ]
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -129,6 +90,55 @@ class ImageSet:
         kept = self[place[self.labels] >= 0]
         names = tuple(self.class_names[row] for row in chosen)
         return replace(kept, labels=place[kept.labels], class_names=names)
+
+    def without(self, failures: Mapping[int, str]) -> ImageSet:
+        """Leave out images that can't be used, and say so in the report.
+
+        Parameters
+        ----------
+        failures
+            By row, the reason. A class that loses its last image is left out as well.
+
+        Raises
+        ------
+        DataError
+            No image is left.
+        """
+        report, alive = self._report_without(failures)
+        if not report.kept:
+            raise DataError(f"No image is left. {report}")
+        kept = self[[row for row in range(len(self)) if row not in failures]].of_classes(alive)
+        return replace(kept, report=report)
+
+    def _report_without(self, failures: Mapping[int, str]) -> tuple[Report, list[int]]:
+        """Say what is left without some images, and which classes."""
+        if not all(row in range(len(self)) for row in failures):
+            raise unexpected("failures", dict(failures), f"rows from 0 to {len(self) - 1}")
+        gone = np.array([row in failures for row in range(len(self))])
+        lost = set(self.labels[gone].tolist()) - set(self.labels[~gone].tolist())
+        alive = [row for row in range(len(self.class_names)) if row not in lost]
+        before = self.report or Report(len(self), len(self))
+        written = before.written or self.class_names
+        bad = tuple(LeftOut(str(self.items[row]), failures[row]) for row in sorted(failures))
+        paths = {item.path for item in bad}
+        report = replace(
+            before,
+            kept=before.kept - len(bad),
+            left_out=before.left_out + bad,
+            empty_classes=before.empty_classes + tuple(written[row] for row in sorted(lost)),
+            same=tuple(pair for pair in before.same if not paths & set(pair)),
+            written=tuple(written[row] for row in alive),
+        )
+        return report, alive
+
+    def with_same(self) -> ImageSet:
+        """Look for the same image in different classes, for the report: `report.same`.
+
+        A file whose features were made in this process is not read again.
+        """
+        report = self.report or Report(len(self), len(self))
+        labelled = zip(self.items, self.labels.tolist(), strict=True)
+        return replace(self, report=replace(report, same=find_same(labelled)))
 
     @classmethod
     def from_lists(
@@ -256,7 +266,7 @@ def _is_system(path: Path) -> bool:
 
 
 def clean_name(name: str) -> str:
-    """Turn a folder or file name into words: underscores are spaces (methods.md §1.1)."""
+    """Turn a folder or file name into words: underscores are spaces, as in the published prompts."""
     return " ".join(name.replace("_", " ").split())
 
 
@@ -269,8 +279,7 @@ def _assemble(
     empty: list[str],
 ) -> ImageSet:
     """Check files and names together, and raise once or leave out."""
-    if on_error not in ("raise", "skip"):
-        raise unexpected("on_error", on_error, "'raise' or 'skip'")
+    _check_on_error(on_error)
     cleaned: dict[str, list[str]] = {}
     for name in names + empty:
         cleaned.setdefault(clean_name(name).casefold(), []).append(name)
@@ -280,24 +289,18 @@ def _assemble(
             "Duplicate class folders or labels: " + "; ".join(twice) + ". Merge them, or rename one."
         )
     found = len(files) + len(bad)
-    reasons = check_files([path for path, _ in files]) if verify else [None] * len(files)
-    bad = bad + [
-        LeftOut(str(path), reason)
-        for (path, _), reason in zip(files, reasons, strict=True)
-        if reason is not None
-    ]
-    kept = [row for row, reason in zip(files, reasons, strict=True) if reason is None]
+    reasons = check_images([path for path, _ in files])[1] if verify else {}
+    bad = bad + [LeftOut(str(files[row][0]), reason) for row, reason in reasons.items()]
+    kept = [file for row, file in enumerate(files) if row not in reasons]
     alive = {label for _, label in kept}
+    order = [name for name in names if name in alive]
     empty = empty + [name for name in names if name not in alive]
-    report = Report(found, len(kept), tuple(bad), tuple(empty), _same(kept) if verify else ())
+    same = find_same(kept) if verify else ()
+    report = Report(found, len(kept), tuple(bad), tuple(empty), same, tuple(order))
     if on_error == "raise" and (bad or empty):
-        raise DataError(
-            f"Some of the input can't be used. {report}\n"
-            'Mend or remove these, or leave them out with on_error="skip" (--on-error skip).'
-        )
+        refuse(report)
     if not kept:
         raise DataError(f"No image is left. {report}")
-    order = [name for name in names if name in alive]
     row_of = {name: row for row, name in enumerate(order)}
     return ImageSet(
         tuple(path for path, _ in kept),
@@ -307,19 +310,48 @@ def _assemble(
     )
 
 
-def _same(files: list[tuple[Path, str]]) -> tuple[tuple[str, str], ...]:
-    """Find files that are the same to the byte in different classes, each beside the first of its kind."""
-    sizes: dict[int, list[tuple[Path, str]]] = {}
-    for path, label in files:
-        sizes.setdefault(path.stat().st_size, []).append((path, label))
-    first: dict[str, tuple[Path, str]] = {}
-    found = []
-    for group in sizes.values():
-        for path, label in group if len(group) > 1 else ():
-            known, own = first.setdefault(digest(path), (path, label))
-            if own != label:
-                found.append((str(path), str(known)))
-    return tuple(found)
+def _check_on_error(on_error: object) -> None:
+    if on_error not in ("raise", "skip"):
+        raise unexpected("on_error", on_error, "'raise' or 'skip'")
+
+
+def use_readable(
+    images: ImageSet, use: Callable[[ImageSet], T], on_error: OnError = "raise"
+) -> tuple[T, ImageSet]:
+    """Use images that were not verified, and let the use find those that can't be read.
+
+    Parameters
+    ----------
+    images
+        As `from_folder(verify=False)` reads them.
+    use
+        What is done with them, such as a fit: with all, or with some rows.
+    on_error
+        `"raise"`: one error that lists every bad file. `"skip"`: bad files stay out, and the images that
+        are left are used; features that were made of them are cached by then.
+
+    Returns
+    -------
+    tuple
+        The answer, and the images that it was made of, with their report.
+
+    Raises
+    ------
+    DataError
+        Some images can't be read, or none of them can.
+    """
+    _check_on_error(on_error)
+    while True:
+        try:
+            return use(images), images
+        except UnreadableImages as error:
+            why = {id(item): error.failures[row] for row, item in error.items.items()}
+            failures = {row: why[id(item)] for row, item in enumerate(images.items) if id(item) in why}
+            if not failures:
+                raise  # images of another set
+            if on_error == "raise":
+                refuse(images._report_without(failures)[0])
+            images = images.without(failures)
 
 
 def read_table(table: Path, columns: Sequence[str] = ("path", "label")) -> list[tuple[Any, ...]]:

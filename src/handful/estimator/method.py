@@ -15,7 +15,7 @@ from handful.data.images import refuse_unreadable
 from handful.errors import FingerprintError, ParameterError, unexpected
 from handful.estimator.confidence import Calibration
 from handful.estimator.fitted import Fitted, FittedAttribute, from_fit
-from handful.estimator.inputs import ImageReader, read_class_weights
+from handful.estimator.inputs import ImageReader, as_items, read_class_weights
 from handful.estimator.task import Learned, Task
 from handful.features import CROP_SCALE, Part
 from handful.features.views import InputStage
@@ -188,13 +188,12 @@ class Method(BaseEstimator):  # type: ignore[misc]
             Some can't be read; it names all of them, at the end.
         """
         failures: dict[int, str] = {}
-        count = 0
         for part in self.parts(images):
             failures |= part.failures
-            count += len(part.rows) + len(part.failures)
             if part.rows:
                 yield part.values
-        refuse_unreadable(failures, count)
+        if failures:
+            refuse_unreadable(failures, as_items(images))
 
     def parts(self, images: Any) -> Iterator[Part]:
         """Give what the head needs of images as it is read, with the images that can't be."""

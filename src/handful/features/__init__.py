@@ -1,39 +1,33 @@
 """Encode once: raw image features, cached on disk by content.
 
-One way of encoding (backbone fingerprint, dtype, views, seed, crop scale) has one store on disk; only
-images that it does not hold are encoded, and a run that was interrupted goes on from its last shard.
+One encoding (backbone fingerprint, dtype, views, seed, crop scale) has one store on disk; only images
+that it does not hold are encoded, and a run that was interrupted goes on from its last shard.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.images import decode, digest, in_threads, refuse_unreadable
+from handful.data.images import refuse_unreadable
 from handful.data.sets import ImageSet, Rows, choose_rows
-from handful.errors import DataError, check_integer, unexpected
-from handful.features.store import Store
+from handful.errors import DataError, unexpected
+from handful.features.loading import CROP_SCALE
+from handful.features.streaming import Part, stream, stream_pixels
 from handful.files import cache_folder
 from handful.progress import bar
 from handful.types import ImageLike
 
-__all__ = ["Features", "cache_folder", "encode"]
-
-LAYOUT = 2
-BATCH = 64
-SHARD = 2048
-CROP_SCALE = (0.5, 1.0)
-"""Area of a view's random crop; Tip-Adapter's recipe. CoOp's is (0.08, 1) (methods.md §0.3)."""
+__all__ = ["CROP_SCALE", "Features", "Part", "cache_folder", "encode", "stream", "stream_pixels"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ def encode(
     cache: bool = True,
     progress: bool | None = None,
 ) -> Features:
-    """Encode images to raw features, each image once for each way of encoding.
+    """Encode images to raw features, each image once for each encoding.
 
     Parameters
     ----------
@@ -132,130 +126,26 @@ def encode(
 
     Raises
     ------
-    DataError
-        Some images can't be read: all of them in one error. What was encoded stays cached.
+    UnreadableImages
+        All images that can't be read, in one error. What was encoded stays cached.
     """
-    views, seed = check_integer("views", views, 0), check_integer("seed", seed)
     if not isinstance(images, Iterable | ImageSet):
         raise unexpected("images", images, "paths, images, an ImageSet or Features")
     items = tuple(images.items if isinstance(images, ImageSet) else images)
+    parts = stream(backbone, items, views=views, seed=seed, crop_scale=crop_scale, cache=cache)
     if not items:
         raise DataError("Got no images, expected at least one.")
-    names, failures = _digests(items)
-    way = [LAYOUT, backbone.fingerprint, str(backbone.dtype), views]
-    way += [seed, *crop_scale] if views else []
-    store = Store(cache_folder() / "features" / hashlib.sha256(json.dumps(way).encode()).hexdigest()[:32])
-    found = store.read(set(names)) if cache else {}
-    missing = {name: item for name, item in zip(names, items, strict=True) if name and name not in found}
-    with bar("Encoding images", len(missing), progress) as advance:
-        fresh: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for batch in _batches(list(missing.items()), BATCH):
-            good, bad = decode_all(batch)
-            failures += bad
-            if good:
-                fresh |= _encode_batch(backbone, good, views, seed, crop_scale)
-            advance(len(batch))
-            if cache and len(fresh) >= SHARD:
-                store.write(fresh)
-                found |= fresh
-                fresh = {}
-        if cache and fresh:
-            store.write(fresh)
-        found |= fresh
-    refuse_unreadable(failures, len(items))
-    rows = [found[name] for name in names]
-    hidden = [h for _, h in rows if h is not None]
+    failures: dict[int, str] = {}
+    good: list[Part] = []
+    with bar("Encoding images", len(items), progress) as advance, closing(parts):
+        for part in parts:
+            failures |= part.failures
+            good += [part] if part.rows else []
+            advance(len(part.rows) + len(part.failures))
+    refuse_unreadable(failures, items)
+    hidden = [part.hidden for part in good if part.hidden is not None]
     return Features(
-        torch.stack([value for value, _ in rows]),
-        torch.stack(hidden) if len(hidden) == len(rows) else None,
+        torch.cat([part.values for part in good]),
+        torch.cat(hidden) if len(hidden) == len(good) else None,
         backbone.fingerprint,
     )
-
-
-def _digests(items: Sequence[ImageLike]) -> tuple[list[str], list[str]]:
-    """Digests in order ("" where an item can't be read), and what was wrong."""
-
-    def one(item: ImageLike) -> tuple[str, str]:
-        try:
-            return digest(item), ""
-        except DataError as error:
-            return "", str(error)
-
-    pairs = list(in_threads(one, items))
-    return [name for name, _ in pairs], [error for _, error in pairs if error]
-
-
-def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def decode_all(
-    batch: list[tuple[str, ImageLike]],
-) -> tuple[list[tuple[str, Image.Image]], list[str]]:
-    """Decode named images: those that can be, and what is wrong with the others."""
-
-    def one(pair: tuple[str, ImageLike]) -> tuple[str, Image.Image | None, str]:
-        try:
-            return pair[0], decode(pair[1]), ""
-        except DataError as error:
-            return pair[0], None, str(error)
-
-    decoded = list(in_threads(one, batch))
-    return [(name, image) for name, image, _ in decoded if image], [e for _, _, e in decoded if e]
-
-
-def _encode_batch(
-    backbone: Backbone,
-    images: list[tuple[str, Image.Image]],
-    views: int,
-    seed: int,
-    crop_scale: tuple[float, float],
-) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Encode decoded images, all their views, in batches of `BATCH` pixels tensors."""
-    if views:
-        pixels = [
-            backbone.view(image, view_seed(name, seed, view), crop_scale)
-            for name, image in images
-            for view in range(views)
-        ]
-    else:
-        pixels = [backbone.preprocess(image) for _, image in images]
-    parts = [backbone.encode_image_hidden(torch.stack(part)) for part in _batches(pixels, BATCH)]
-    shape = (len(images), max(views, 1), -1)
-    values = torch.cat([value.cpu() for value, _ in parts]).view(shape)
-    hiddens = [h.cpu() for _, h in parts if h is not None]
-    hidden = torch.cat(hiddens).view(shape) if hiddens else None
-    return {
-        name: (values[row], None if hidden is None else hidden[row]) for row, (name, _) in enumerate(images)
-    }
-
-
-def view_seed(name: str, seed: int, view: int) -> int:
-    """Give the seed of an image's view, by the digest of the image."""
-    return int.from_bytes(hashlib.sha256(f"{name} {seed} {view}".encode()).digest()[:8], "big") >> 1
-
-
-@dataclass(frozen=True)
-class Part:
-    rows: list[int]
-    values: Tensor
-    hidden: Tensor | None
-    failures: dict[int, str]
-
-
-def stream(backbone, items, *, views=0, seed=0, crop_scale=CROP_SCALE, cache=True):
-    f = encode(backbone, items, views=views, seed=seed, crop_scale=crop_scale, cache=cache)
-    yield Part(list(range(len(f))), f.values, f.hidden, {})
-
-
-def stream_pixels(backbone, items):
-    for start in range(0, len(items), BATCH):
-        good, bad = decode_all([("", item) for item in items[start : start + BATCH]])
-        failures = dict(enumerate(bad, start))
-        yield Part(
-            list(range(len(good))),
-            torch.stack([backbone.preprocess(i) for _, i in good]) if good else torch.zeros(0),
-            None,
-            failures,
-        )

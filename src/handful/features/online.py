@@ -12,12 +12,12 @@ from torch import Tensor
 from handful.backbones.base import Backbone
 from handful.data.images import decode, digest, in_threads, require_readable
 from handful.data.sets import Rows, choose_rows
+from handful.features.loading import BATCH, make_view
 from handful.features.views import InputStage
 from handful.types import ImageLike
 
 PASSES = 10
 """Crops behind an image's one vector, as in Tip-Adapter's recipe."""
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Online:
 
     def identity(self) -> str:
         """Hash what makes the crops."""
-        way = [*in_threads(digest, self.items), *self.crop_scale, self.fingerprint]
-        return hashlib.sha256(repr(way).encode()).hexdigest()
+        encoding = [*in_threads(digest, self.items), *self.crop_scale, self.fingerprint]
+        return hashlib.sha256(repr(encoding).encode()).hexdigest()
 
     def __getitem__(self, rows: Rows) -> Online:
         """Choose rows."""
@@ -71,7 +71,7 @@ class Online:
         seeds = torch.randint(2**62, (len(rows),), generator=generator).tolist()
         images = in_threads(decode, [self.items[row] for row in rows.tolist()])
         crops = [
-            self.backbone.view(image, seed, self.crop_scale)
+            make_view(self.backbone, image, seed, self.crop_scale)
             for image, seed in zip(images, seeds, strict=True)
         ]
         read = self.stage or self.backbone.encode_image

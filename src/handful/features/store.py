@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import safetensors
 import torch
@@ -18,35 +20,69 @@ from torch import Tensor
 
 from handful.files import write_atomically
 
+Row: TypeAlias = tuple[Tensor, Tensor | None]
+"""Features `[V, E]` of one image, and the vectors before the final projection `[V, H]`."""
+
 
 class Store:
-    """Features on disk, for one way of encoding."""
+    """Features on disk, for one encoding.
+
+    Which image is in which shard is read once, and no further than it takes to find what is wanted. One
+    thread may read while another writes.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._unread: list[Path] | None = None
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._damaged: set[Path] = set()
 
-    def read(self, wanted: set[str]) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def read(self, wanted: Iterable[str]) -> dict[str, Row]:
         """Find the wanted digests; a shard that can't be read counts as absent."""
-        found: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for shard in sorted(self.folder.glob("*.safetensors")):
-            if wanted <= found.keys():
-                break
-            try:
-                with safetensors.safe_open(shard, "pt") as file:
-                    names = [row.numpy().tobytes().hex() for row in file.get_tensor("digests")]
-                    rows = [row for row, name in enumerate(names) if name in wanted]
-                    if not rows:
-                        continue
-                    values = file.get_tensor("values")[rows]
-                    hidden = file.get_tensor("hidden")[rows] if "hidden" in file.keys() else None  # noqa: SIM118
-            except (SafetensorError, OSError) as error:
-                warnings.warn(f"Leaving out a damaged cache file, {shard}: {error}", stacklevel=4)
-                continue
-            for place, row in enumerate(rows):
-                found[names[row]] = (values[place], None if hidden is None else hidden[place])
+        names = list(dict.fromkeys(wanted))
+        if self._unread is None:
+            self._unread = sorted(self.folder.glob("*.safetensors"), reverse=True)
+        while self._unread and not all(name in self._places for name in names):
+            self._list(self._unread.pop())
+        chosen: dict[Path, dict[str, int]] = {}
+        for name in names:
+            shard, row = self._places.get(name, (None, 0))
+            if shard is not None and shard not in self._damaged:
+                chosen.setdefault(shard, {})[name] = row
+        found: dict[str, Row] = {}
+        for shard, rows in chosen.items():
+            found |= self._gather(shard, rows)
         return found
 
-    def write(self, rows: dict[str, tuple[Tensor, Tensor | None]]) -> None:
+    def _list(self, shard: Path) -> None:
+        """Read which images a shard holds."""
+        try:
+            with safetensors.safe_open(shard, "pt") as file:
+                digests = file.get_tensor("digests").numpy()
+        except (SafetensorError, OSError) as error:
+            self._leave_out(shard, error)
+            return
+        for row, name in enumerate(digests):
+            self._places.setdefault(name.tobytes().hex(), (shard, row))
+
+    def _gather(self, shard: Path, rows: Mapping[str, int]) -> dict[str, Row]:
+        """Read some rows of a shard."""
+        places = list(rows.values())
+        try:
+            with safetensors.safe_open(shard, "pt") as file:
+                values = file.get_tensor("values")[places]
+                hidden = file.get_tensor("hidden")[places] if "hidden" in file.keys() else None  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            self._leave_out(shard, error)
+            return {}
+        hiddens = [None] * len(places) if hidden is None else hidden
+        return dict(zip(rows, zip(values, hiddens, strict=True), strict=True))
+
+    def _leave_out(self, shard: Path, error: Exception) -> None:
+        self._damaged.add(shard)
+        warnings.warn(f"Leaving out a damaged cache file, {shard}: {error}", stacklevel=2)
+
+    def write(self, rows: Mapping[str, Row]) -> None:
         """Add a shard; a full or read-only disk costs the cache, not the run."""
         digests = torch.tensor([list(bytes.fromhex(name)) for name in rows], dtype=torch.uint8)
         tensors = {"digests": digests, "values": torch.stack([value for value, _ in rows.values()])}
@@ -54,8 +90,11 @@ class Store:
         if len(hidden) == len(rows):
             tensors["hidden"] = torch.stack(hidden)
         name = hashlib.sha256("".join(rows).encode()).hexdigest()[:32]
+        shard = self.folder / f"{name}.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / f"{name}.safetensors", save(tensors))
+            write_atomically(shard, save(tensors))
         except OSError as error:
             warnings.warn(f"Features are not cached in {self.folder}: {error}", stacklevel=4)
+            return
+        self._places.update((name, (shard, row)) for row, name in enumerate(rows))

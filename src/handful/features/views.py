@@ -12,17 +12,20 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.images import decode, digest, in_threads, require_readable
+from handful.data.images import decode, in_threads, refuse_unreadable, require_readable
 from handful.errors import DataError, check_integer, unexpected
-from handful.features import BATCH, view_seed
+from handful.features.loading import BATCH, Loader, ahead, load_pixels
 from handful.files import cache_folder
 from handful.progress import bar
 from handful.types import ImageLike
@@ -35,7 +38,7 @@ SHARE = 0.25
 
 
 class Views:
-    """V views of each of N images, read by `stage`.
+    """V views of each of N images, as an input stage reads them.
 
     Parameters
     ----------
@@ -49,7 +52,13 @@ class Views:
         As for `encode`; 0 views take the image as for testing.
     keep
         `"memory"`, `"disk"` (a scratch file in the cache folder, gone with the object), `"off"`, or
-        `"auto"`: the first of these that has room.
+        `"auto"`: the first of these that has room. Kept, each image is read and decoded once; with
+        `"off"`, at every step.
+
+    Raises
+    ------
+    UnreadableImages
+        All images that can't be read, in one error.
     """
 
     def __init__(
@@ -65,17 +74,24 @@ class Views:
     ) -> None:
         if not isinstance(keep, str) or keep not in ("auto", "memory", "disk", "off"):
             raise unexpected("cache", keep, "'auto', 'memory', 'disk' or 'off'")
+        if not items:
+            raise DataError("Got no images, expected at least one.")
         self.backbone, self.items, self.stage = backbone, items, stage
-        self.views, self.seed = check_integer("views", views, 0), check_integer("seed", seed)
-        self.crop_scale = crop_scale
-        require_readable(items)
-        self.names = list(in_threads(digest, items))
-        first = self._read([(0, 0)])
-        self.shape = (len(items), max(views, 1), *first.shape[1:])
+        self.loader = Loader(
+            backbone, check_integer("views", views, 0), check_integer("seed", seed), crop_scale
+        )
+        blank = backbone.preprocess(Image.new("RGB", (backbone.image_size,) * 2))
+        self.shape = (len(items), max(views, 1), *self._read(torch.zeros_like(blank)[None]).shape[1:])
         self.kept: Literal["memory", "disk", "off"] = (
             room(4 * int(np.prod(self.shape))) if keep == "auto" else keep
         )
-        self.states = None if self.kept == "off" else self._fill()
+        self.names: list[str] = []
+        self.states: Tensor | None = None
+        if self.kept == "off":
+            self.names = require_readable(items)
+        else:
+            self.states = torch.empty(self.shape) if self.kept == "memory" else scratch(self.shape)
+            self._fill(self.states)
 
     @property
     def fingerprint(self) -> str:
@@ -87,40 +103,38 @@ class Views:
 
     def identity(self) -> str:
         """Hash what makes the views."""
-        way = [*self.names, self.views, self.seed, *self.crop_scale, *self.shape, self.fingerprint]
-        return hashlib.sha256(repr(way).encode()).hexdigest()
+        loader = self.loader
+        settings = [loader.views, loader.seed, *loader.crop_scale, *self.shape, self.fingerprint]
+        return hashlib.sha256(repr([*self.names, *settings]).encode()).hexdigest()
 
     def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Give one view of each of some images, chosen at random, `[B, ...]`."""
         views = torch.randint(self.shape[1], (len(rows),), generator=generator)
-        if self.states is None:
-            return self._read(list(zip(rows.tolist(), views.tolist(), strict=True)))
-        return self.states[rows, views]
+        if self.states is not None:
+            return self.states[rows, views]
+        chosen = rows.unique().tolist()
+        images = dict(zip(chosen, in_threads(decode, [self.items[row] for row in chosen]), strict=True))
+        places = zip(rows.tolist(), views.tolist(), strict=True)
+        pixels = [self.loader.view(images[row], self.names[row], view) for row, view in places]
+        return self._read(torch.stack(pixels))
 
-    def _read(self, chosen: list[tuple[int, int]]) -> Tensor:
-        """Make some views, by image and number, and read them: `[B, ...]` on the CPU."""
-        rows = list(dict.fromkeys(row for row, _ in chosen))
-        images = dict(zip(rows, in_threads(decode, [self.items[row] for row in rows]), strict=True))
+    def _read(self, pixels: Tensor) -> Tensor:
+        """Read pixels `[B, 3, H, W]`: `[B, ...]` on the CPU."""
+        return self.stage(pixels).float().cpu()
 
-        def pixels(row: int, view: int) -> Tensor:
-            if not self.views:
-                return self.backbone.preprocess(images[row])
-            seed = view_seed(self.names[row], self.seed, view)
-            return self.backbone.view(images[row], seed, self.crop_scale)
-
-        return self.stage(torch.stack([pixels(*place) for place in chosen])).float().cpu()
-
-    def _fill(self) -> Tensor:
+    def _fill(self, states: Tensor) -> None:
         """Read every view of every image, once."""
-        places = [(row, view) for row in range(self.shape[0]) for view in range(self.shape[1])]
-        states = torch.empty(self.shape) if self.kept == "memory" else scratch(self.shape)
-        flat = states.flatten(0, 1)
-        with bar("Reading views", len(places)) as advance:
-            for start in range(0, len(places), BATCH):
-                part = places[start : start + BATCH]
-                flat[start : start + len(part)] = self._read(part)
-                advance(len(part))
-        return states
+        failures: dict[int, str] = {}
+        parts = ahead(partial(load_pixels, items=self.items, loader=self.loader, named=True))
+        with bar("Reading views", states.shape[:2].numel()) as advance, closing(parts):
+            for part in parts:
+                failures |= part.failures
+                self.names += part.names
+                if part.rows and not failures:  # after a failure only the others are looked for
+                    read = [self._read(some) for some in part.values.flatten(0, 1).split(BATCH)]
+                    states[part.rows] = torch.cat(read).view(len(part.rows), *self.shape[1:])
+                advance((len(part.rows) + len(part.failures)) * self.shape[1])
+        refuse_unreadable(failures, self.items)
 
 
 def room(size: int) -> Literal["memory", "disk", "off"]:
