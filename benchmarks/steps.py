@@ -45,7 +45,7 @@ def vit_b_16(dtype: str = "float32", image: bool = False) -> handful.Backbone:
     dtype = {"bf16": "bfloat16"}.get(dtype, dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # without bf16 instructions it is float32: the table says so
-        return openclip.wrap(
+        return handful.Backbone(
             "ViT-B-16 (random)",
             model,
             open_clip.SimpleTokenizer(),

@@ -229,7 +229,7 @@ def test_weights_that_one_file_can_not_hold(fitted: Fitted, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
-def test_preprocessing_is_read_from_the_transform(mode: str, tmp_path: Path):
+def test_preprocessing_is_read_from_the_backbone(mode: str, tmp_path: Path):
     given = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
     config = {"model_cfg": TINY, "preprocess_cfg": given | {"resize_mode": mode, "fill_color": 9}}
     path, weights = write_model(tmp_path, TINY)
@@ -239,6 +239,6 @@ def test_preprocessing_is_read_from_the_transform(mode: str, tmp_path: Path):
     assert found.pop("fill") == (9 if mode == "longest" else None)
     assert found.pop("size") == [32, 32] and found.pop("resize") == mode
     assert found == given
-    backbone.transform = lambda image: torch.zeros(3, 32, 32)
-    with pytest.raises(handful.ParameterError, match=r"a transform of open_clip's"):
+    backbone.preprocessing = replace(backbone.preprocessing, size=(32, 48), resize="shortest")
+    with pytest.raises(handful.ParameterError, match="square images, got 32 x 48"):
         preprocessing(backbone)

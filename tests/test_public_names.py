@@ -56,3 +56,27 @@ def test_help_needs_no_torch(command: list[str]):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+HEAVY = (
+    "open_clip", "timm", "torchvision", "sklearn.linear_model", "scipy.optimize", "matplotlib",
+    "huggingface_hub", "transformers", "torch._dynamo", "sympy",
+)  # fmt: skip
+"""Modules that take a second or more, or bring one along that does."""
+
+
+def test_encoding_with_mini_needs_little_beside_torch():
+    script = (
+        "import sys, numpy as np\n"
+        "from handful.backbones import load_backbone\n"
+        "from handful.data.images import decode\n"
+        "backbone = load_backbone('mini')\n"
+        "backbone.fingerprint, backbone.joint_width\n"
+        "image = decode(np.zeros((90, 70, 3), np.uint8))\n"
+        "pixels = backbone.preprocess(image) + backbone.view(image, 1, (0.5, 1.0))\n"
+        "assert backbone.encode_image(pixels[None]).shape == (1, 256)\n"
+        f"heavy = [name for name in {HEAVY} if name in sys.modules]\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

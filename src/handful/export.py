@@ -36,14 +36,6 @@ CHECKED = (1, 3)
 MOST_BYTES = 2 * 10**9
 """Weights of one file: its format ends at 2^31 bytes."""
 EXTRA = ("onnx", "onnxscript", "onnxruntime")
-MODES = {
-    ("Resize", "CenterCrop"): "shortest",
-    ("Resize",): "squash",
-    ("ResizeKeepRatio", "CenterCropOrPad"): "longest",
-}
-"""open_clip's ways of resizing, by the steps of its transforms."""
-ALWAYS = ("MaybeConvertMode", "MaybeToTensor", "Normalize")
-"""Steps that follow in every transform."""
 WORDS = {
     "shortest": "Resize in proportion to a shorter side of {shorter}, the longer one rounded down; cut out "
     "the centre, {height} high and {width} wide.",
@@ -173,25 +165,24 @@ def facts_of(clf: FewShotClassifier, preprocess: dict[str, Any]) -> dict[str, st
 
 
 def preprocessing(backbone: Backbone) -> dict[str, Any]:
-    """Read from a backbone's transform how an image becomes what the file takes.
+    """Say how an image becomes what the file takes.
 
     Raises
     ------
     ParameterError
-        It is none of open_clip's.
+        The shorter side is resized to a size that is not square, which `WORDS` don't describe.
     """
-    steps = {type(step).__name__: step for step in getattr(backbone.transform, "transforms", ())}
-    names = tuple(name for name in steps if name not in ALWAYS)
-    if names not in MODES or "Normalize" not in steps:
-        raise unexpected("backbone", backbone, f"one with a transform of open_clip's: {list(MODES.values())}")
-    first, last, normalize = steps[names[0]], steps[names[-1]], steps["Normalize"]
+    found = backbone.preprocessing
+    height, width = found.size
+    if found.resize == "shortest" and height != width:
+        raise unexpected("backbone", backbone, f"one of square images, got {height} x {width} pixels")
     return {
-        "size": [int(side) for side in last.size],
-        "resize": MODES[names],
-        "interpolation": first.interpolation.value,
-        "fill": getattr(last, "fill", None),
-        "mean": [float(value) for value in normalize.mean],
-        "std": [float(value) for value in normalize.std],
+        "size": [height, width],
+        "resize": found.resize,
+        "interpolation": found.interpolation,
+        "fill": found.fill if found.resize == "longest" else None,
+        "mean": list(found.mean),
+        "std": list(found.std),
     }
 
 

@@ -46,10 +46,12 @@ def load_backbone(
     ParameterError
         The name, device or dtype is unknown.
     """
-    from handful.backbones import mini, openclip
-
     if str(name) == "mini" and weights is None:
+        from handful.backbones import mini
+
         return mini.load(device=device, dtype=dtype)
+    from handful.backbones import openclip  # takes seconds
+
     return openclip.load(str(name), weights, device=device, dtype=dtype)
 
 

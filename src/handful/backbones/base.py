@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import PurePath
@@ -16,14 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from handful.backbones.tower import Tower
+from handful.backbones.preprocessing import DEFAULTS, Preprocessing
+from handful.backbones.tower import image_tower, structure, text_tower
 from handful.errors import ParameterError, unexpected
 
 COSINE_FLOOR = 0.999
 
 
 class Backbone:
-    """A frozen image-text model.
+    """A frozen image-text model: a module in open_clip's form, its tokenizer, open_clip's `preprocess_cfg`.
 
     Made by `handful.load_backbone`. Never copied: `sklearn.clone` and `copy.deepcopy` give the
     backbone itself, so any number of estimators, and of threads, share one.
@@ -36,26 +37,29 @@ class Backbone:
         `exp(logit_scale)` and the logit bias (None for CLIP, a number for SigLIP).
     text, image
         The seams of the two towers.
+    preprocessing
+        How an image becomes pixels.
+    facts
+        What features depend on beside the weights, as texts: settings, tokenizer, structure.
     """
 
     def __init__(
         self,
         name: str,
         model: nn.Module,
-        transform: Callable[[Image.Image], Tensor],
-        augment: Callable[[tuple[float, float]], Callable[[Image.Image], Tensor]],
         tokenizer: Callable[[list[str]], Tensor],
-        facts: dict[str, Any],
-        text: Tower,
-        image: Tower,
+        preprocess: Mapping[str, Any],
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
     ) -> None:
         self.name = name
         self.model = model.eval().requires_grad_(False)
-        self.text, self.image = text, image
-        self.transform, self.augment, self.tokenizer = transform, augment, tokenizer
-        self.facts = facts
+        self.text, self.image = text_tower(model), image_tower(_attribute(model, "visual"))
+        self.tokenizer = tokenizer
+        settings = {key: preprocess.get(key, default) for key, default in DEFAULTS.items()}
+        self.preprocessing = Preprocessing.read(settings)
+        self.facts = {key: str(value) for key, value in settings.items()} | structure(model)
+        self.facts["tokenizer"] = type(tokenizer).__name__
         self.scale = float(_attribute(model, "logit_scale").exp())
         logit_bias = getattr(model, "logit_bias", None)
         self.bias = None if logit_bias is None else float(logit_bias)
@@ -84,7 +88,7 @@ class Backbone:
         hasher = hashlib.sha256(repr(sorted(self.facts.items())).encode())
         for key, value in sorted(self.model.state_dict().items()):
             hasher.update(f"{key} {tuple(value.shape)} {value.dtype} ".encode())
-            hasher.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            hasher.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return hasher.hexdigest()
 
     @property
@@ -101,20 +105,23 @@ class Backbone:
     @cached_property
     def joint_width(self) -> int:
         """E, the width of the space that images and texts share."""
+        for projection in (self.text.projection, self.image.projection):
+            if isinstance(projection, Tensor):
+                return projection.shape[1]
+            if isinstance(projection, nn.Linear):
+                return projection.out_features
         return self.encode_text(self.tokenize(["X"])).shape[1]
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Turn an RGB image into pixels `[3, H, W]`, as for testing."""
-        return self.transform(image)
+        return self.preprocessing(image)
 
     def view(self, image: Image.Image, seed: int, scale: tuple[float, float]) -> Tensor:
         """Augment an RGB image: a random crop of `scale` of its area, flipped half of the time.
 
         The same seed gives the same view; the global random state is left as it was.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # the CPU's alone, which fork_rng gives back
-            return self.augment(scale)(image)
+        return self.preprocessing.view(image, seed, scale)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Turn texts into tokens `[N, L]`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import socket
@@ -15,14 +14,10 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import open_clip
-import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone
-from handful.backbones.tower import image_tower, text_tower
 from handful.errors import BackboneError, WeightsUnavailable, unexpected
 
 WAYS_OUT = (
@@ -31,8 +26,6 @@ WAYS_OUT = (
     'load_backbone("config.json", weights="model.safetensors"); or use the embedded '
     'demonstration model, load_backbone("mini").'
 )
-IDLE = (nn.Identity, nn.Dropout)
-"""Modules that do nothing to features."""
 OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
 
 
@@ -71,7 +64,7 @@ def load(name: str, weights: str | Path | None = None, **place: Any) -> Backbone
             f"Got backbone={name!r}, and its weights are neither cached on this machine nor could "
             f"they be fetched ({_last_line(error)}). {WAYS_OUT}"
         ) from error
-    return wrap(name, model, tokenizer, model.visual.preprocess_cfg, **place)
+    return Backbone(name, model, tokenizer, model.visual.preprocess_cfg, **place)
 
 
 @contextmanager
@@ -158,7 +151,7 @@ def _load_files(config: Path, weights: str | Path | None, **place: Any) -> Backb
     tokenizer = build_tokenizer(model_cfg["text_cfg"], config.parent)
     preprocess = dict(settings.get("preprocess_cfg", {}), size=cast(Any, model.visual).image_size)
     name = json.dumps({"config": str(config.resolve()), "weights": str(Path(weights).resolve())})
-    return wrap(name, model, tokenizer, preprocess, **place)
+    return Backbone(name, model, tokenizer, preprocess, **place)
 
 
 def read_config(config: Path) -> dict[str, Any]:
@@ -204,56 +197,3 @@ def build_tokenizer(text_cfg: dict[str, Any], folder: Path) -> Callable[[list[st
             f"The tokenizer {named!r} is not on this machine ({_last_line(error)}). Put its "
             f"tokenizer.json beside the config in {folder}."
         ) from error
-
-
-def wrap(
-    name: str,
-    model: nn.Module,
-    tokenizer: Callable[[list[str]], Tensor],
-    preprocess: Any,
-    **place: Any,
-) -> Backbone:
-    """Give an open_clip model the house's interface."""
-    values = preprocess if isinstance(preprocess, dict) else vars(preprocess)
-    known = PreprocessCfg.__dataclass_fields__
-    settings = PreprocessCfg(**{key: value for key, value in values.items() if key in known})
-    test = image_transform_v2(settings, is_train=False)
-
-    def augment(scale: tuple[float, float]) -> Callable[[Image.Image], Tensor]:
-        return _Flipped(image_transform_v2(settings, is_train=True, aug_cfg={"scale": scale}))
-
-    facts = {key: str(getattr(settings, key)) for key in known} | {"tokenizer": type(tokenizer).__name__}
-    facts |= structure(cast(Any, model))
-    text, image = text_tower(model), image_tower(cast(nn.Module, model.visual))
-    return Backbone(name, model, test, augment, tokenizer, facts, text, image, **place)
-
-
-def structure(model: Any) -> dict[str, str]:
-    """What the weights don't tell and features depend on: activations, norms, heads, masks and pooling."""
-    visual, text = model.visual, getattr(model, "text", model)
-    image = getattr(getattr(visual, "trunk", None), "global_pool", getattr(visual, "pool_type", ""))
-    inner = [
-        [
-            type(module).__name__,
-            *(str(getattr(module, name, "")) for name in ("eps", "approximate", "num_heads")),
-        ]
-        for module in model.modules()
-        if hasattr(module, "num_heads") or not (list(module.children()) or isinstance(module, IDLE))
-    ]
-    causal = getattr(text, "attn_mask", None) is not None
-    return {
-        "structure": hashlib.sha256(json.dumps([inner, causal]).encode()).hexdigest()[:16],
-        "image_pool": str(image),
-        "text_pool": str(getattr(text, "text_pool_type", getattr(text, "pool_type", ""))),
-    }
-
-
-class _Flipped:
-    """Random resized crop (bicubic), then a horizontal flip half of the time."""
-
-    def __init__(self, crop: Callable[[Image.Image], Tensor]) -> None:
-        self.crop = crop
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        pixels = self.crop(image)
-        return pixels.flip(-1) if torch.rand(()) < 0.5 else pixels

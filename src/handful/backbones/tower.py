@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import RLock
@@ -10,6 +12,9 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from handful.errors import SeamError
+
+IDLE = (nn.Identity, nn.Dropout)
+"""Modules that do nothing to features."""
 
 
 @dataclass(frozen=True)
@@ -205,3 +210,23 @@ def _timm_block(module: nn.Module) -> Block | None:
         module, b.norm1, b.norm2, b.mlp, b.ls1, b.ls2, attn.proj, int(attn.num_heads),
         lambda: (attn.qkv.weight, attn.qkv.bias),
     )  # fmt: skip
+
+
+def structure(model: Any) -> dict[str, str]:
+    """What the weights don't tell and features depend on: activations, norms, heads, masks and pooling."""
+    visual, text = model.visual, getattr(model, "text", model)
+    image = getattr(getattr(visual, "trunk", None), "global_pool", getattr(visual, "pool_type", ""))
+    inner = [
+        [
+            type(module).__name__,
+            *(str(getattr(module, name, "")) for name in ("eps", "approximate", "num_heads")),
+        ]
+        for module in model.modules()
+        if hasattr(module, "num_heads") or not (list(module.children()) or isinstance(module, IDLE))
+    ]
+    causal = getattr(text, "attn_mask", None) is not None
+    return {
+        "structure": hashlib.sha256(json.dumps([inner, causal]).encode()).hexdigest()[:16],
+        "image_pool": str(image),
+        "text_pool": str(getattr(text, "text_pool_type", getattr(text, "pool_type", ""))),
+    }

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
@@ -19,7 +20,9 @@ from handful.errors import DataError, UnreadableImages
 from handful.files import read_file
 from handful.types import ImageLike
 
-Image.init()  # registers every plugin before threads need one
+Image.preinit()  # BMP, GIF, JPEG, PPM and PNG; these and the next before threads need one
+for plugin in ("Avif", "Tiff", "WebP"):
+    import_module(f"PIL.{plugin}ImagePlugin")  # registers itself; all that Pillow knows would take longer
 WANTED = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # JPEG opens MPO too
 FORMATS = tuple(name for name in WANTED if name in Image.OPEN)
 MAX_PIXELS = 64_000_000
