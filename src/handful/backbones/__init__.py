@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import json
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,10 @@ def reload_backbone(name: str, device: Any = "auto", dtype: Any = "auto") -> Bac
     except (ValueError, KeyError, TypeError) as error:
         raise BackboneError(f"The recorded backbone {name[:80]!r} can't be read.") from error
     return load_backbone(config, weights, device=device, dtype=dtype)
+
+
+def _reduce(backbone: Backbone) -> tuple[Any, ...]:
+    return reload_backbone, (backbone.name, str(backbone.device), str(backbone.dtype))
+
+
+copyreg.pickle(Backbone, _reduce)  # a pickled backbone is its name and its place

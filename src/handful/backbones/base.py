@@ -74,11 +74,6 @@ class Backbone:
     def __sklearn_clone__(self) -> Backbone:
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        from handful.backbones import reload_backbone  # a pickled backbone is its name and its place
-
-        return reload_backbone, (self.name, str(self.device), str(self.dtype))
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
         return self
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,21 +29,11 @@ CROP_SCALE = (0.5, 1.0)
 THREADS = min(8, os.cpu_count() or 1)
 
 T = TypeVar("T")
-_drawing = threading.Lock()
 
 
 def view_seed(name: str, seed: int, view: int) -> int:
     """Give the seed of an image's view, by the digest of the image."""
     return int.from_bytes(hashlib.sha256(f"{name} {seed} {view}".encode()).digest()[:8], "big") >> 1
-
-
-def make_view(backbone: Backbone, image: Image.Image, seed: int, crop_scale: tuple[float, float]) -> Tensor:
-    """Augment an image, as `Backbone.view` does; safe in several threads.
-
-    Torch draws crops from one random generator of the whole process, so views are made one by one.
-    """
-    with _drawing:
-        return backbone.view(image, seed, crop_scale)
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,7 @@ class Loader:
         """Give one view `[3, H, W]` of an image, by its digest."""
         if not self.views:
             return self.backbone.preprocess(image)
-        return make_view(self.backbone, image, view_seed(name, self.seed, view), self.crop_scale)
+        return self.backbone.view(image, view_seed(name, self.seed, view), self.crop_scale)
 
     def pixels(self, image: Opened) -> tuple[Tensor | None, str]:
         """Give all views `[max(V, 1), 3, H, W]`, or None and why the image can't be decoded."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from handful.backbones.base import Backbone
 from handful.data.images import decode, digest, in_threads, require_readable
 from handful.data.sets import Rows, choose_rows
-from handful.features.loading import BATCH, make_view
+from handful.features.loading import BATCH
 from handful.features.views import InputStage
 from handful.types import ImageLike
 
@@ -71,7 +71,7 @@ class Online:
         seeds = torch.randint(2**62, (len(rows),), generator=generator).tolist()
         images = in_threads(decode, [self.items[row] for row in rows.tolist()])
         crops = [
-            make_view(self.backbone, image, seed, self.crop_scale)
+            self.backbone.view(image, seed, self.crop_scale)
             for image, seed in zip(images, seeds, strict=True)
         ]
         read = self.stage or self.backbone.encode_image
