@@ -532,7 +532,7 @@ def test_given_class_weights_need_one_for_a_new_class():
         clf.add_class("owl", np.ones((1, 16), np.float32))
     clf.add_class("owl", np.ones((1, 16), np.float32), class_weight=np.ones(16))
     assert clf.predict(np.ones((1, 16), np.float32)).tolist() == ["owl"]
-    assert clf.shots_ == [4, 4, 4, 1]
+    assert clf.shots_ == (4, 4, 4, 1)
 
 
 def test_numbers_that_validation_chose_stay_with_a_note():
@@ -612,7 +612,7 @@ def test_a_large_cache_is_read_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch
     whole = clf.decision_function(x)
     seen: list[int] = []
     plain = torch.exp
-    monkeypatch.setattr("handful.heads.CHUNK", 7)
+    monkeypatch.setattr("handful.methods.features.tip_adapter.CHUNK", 7)
     monkeypatch.setattr(torch, "exp", lambda values: (seen.append(values.shape[1]), plain(values))[1])
     np.testing.assert_allclose(clf.decision_function(x), whole, atol=1e-5)
     assert max(seen) == 7

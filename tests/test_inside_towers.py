@@ -19,9 +19,11 @@ from handful.backbones import Tower
 from handful.data import ImageSet
 from handful.estimator import Task
 from handful.features.views import Views, room
+from handful.methods.towers.mma import pair_blocks
 from handful.methods.towers.mma.network import ModalAdapters, scale_gradient
 from handful.schedule import seeded
-from handful.towers import ImagePass, Taps, join
+from handful.towers import ImagePass, Taps
+from handful.towers.image import NO_SLOTS
 
 NAMES = ("cat", "dog", "red panda")
 
@@ -68,8 +70,7 @@ def whole_towers(
     with Taps(backbone.image) as images, Taps(backbone.text) as texts:
         for side, taps in (("image", images), ("text", texts)):
             if side in adapters.down:
-                for block, fn in adapters.after(side, taps.tower, pairs).items():
-                    taps.after(block, fn)
+                taps.put(adapters.after(side, taps.tower, pairs), NO_SLOTS)
         x, w = model.encode_image(pixels), model.encode_text(tokens)
     return backbone.scale * F.normalize(x, dim=-1) @ F.normalize(w, dim=-1).T
 
@@ -122,14 +123,14 @@ def test_mma_is_the_published_computation(any_vit: handful.Backbone, side: str, 
 
 
 def test_gradients_as_if_alpha_were_one():
-    """Weights learn as at alpha = 1; into x flows the true gradient, alpha times that (methods.md §7.1)."""
+    """Weights learn as at alpha = 1; into x flows the true gradient, alpha times that."""
     tower = Tower("image", 8, blocks=())
     alpha, norm = 0.001, torch.nn.LayerNorm(8)
     found = {}
     for value in (1.0, alpha):
         adapters = ModalAdapters({"image": 8}, [1], 4, value).reset(seeded(0))
         x = torch.randn(2, 5, 8, generator=seeded(1)).requires_grad_()
-        y = adapters._adapt("image", 1, norm, x, torch.zeros_like(x))
+        y = adapters._adapt("image", 1, norm, x, torch.zeros_like(x), NO_SLOTS)
         (y * torch.arange(8.0)).sum().backward()
         found[value] = (y.detach(), x.grad, adapters.down["image"]["1"].weight.grad)
     assert tower.width == 8
@@ -175,15 +176,17 @@ def test_towers_of_unequal_depth_are_joined_by_relative_depth():
     def towers(image: int, text: int) -> dict[str, Tower]:
         return {s: Tower(s, 8, blocks=(None,) * n) for s, n in (("image", image), ("text", text))}
 
-    large = join(towers(24, 12), 5, None)  # ViT-L/14
+    large = pair_blocks(towers(24, 12), 5, None)  # ViT-L/14
     assert large[5] == {"image": 9, "text": 4}
     assert large[12] == {"image": 23, "text": 11}
-    assert join(towers(12, 12), None, None) == {k: {"image": k - 1, "text": k - 1} for k in range(5, 13)}
-    assert list(join(towers(4, 6), None, None)) == [2, 3, 4]
+    assert pair_blocks(towers(12, 12), None, None) == {
+        k: {"image": k - 1, "text": k - 1} for k in range(5, 13)
+    }
+    assert list(pair_blocks(towers(4, 6), None, None)) == [2, 3, 4]
     with pytest.raises(handful.ParameterError, match="last_block=13"):
-        join(towers(12, 12), 5, 13)
+        pair_blocks(towers(12, 12), 5, 13)
     with pytest.raises(handful.ParameterError, match="first_block=9"):
-        join(towers(12, 12), 9, 8)
+        pair_blocks(towers(12, 12), 9, 8)
 
 
 @pytest.mark.parametrize("side", ["both", "text"])
@@ -207,7 +210,7 @@ def test_mma_learns_saves_and_serves_other_names(
     learned = clf.save_learned(tmp_path / "adapters.safetensors")
     other = handful.load(learned, any_vit, class_names=["cat", "dog", "owl"])
     assert other.decision_function(photos).shape == (len(photos), 3)
-    assert other.learned_on_ == list(photos.class_names)
+    assert other.learned_on_ == photos.class_names
     same = handful.load(learned, any_vit, class_names=photos.class_names)
     np.testing.assert_allclose(same.decision_function(photos), clf.decision_function(photos), atol=1e-4)
     assert not any(name.startswith(("visual", "transformer")) for name in clf.learned())

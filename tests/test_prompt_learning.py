@@ -63,7 +63,7 @@ def test_a_zeroed_meta_net_is_coop(mini: handful.Backbone):
     context = read_words(mini, "a photo of a")
     conditional = ConditionalPromptLearner(mini, NAMES, context, net)
     plain = handful.CoOp(mini).learner(given, context)
-    x = given.source.sample(torch.arange(7), torch.Generator())
+    x = given.inputs.sample(torch.arange(7), torch.Generator())
     torch.testing.assert_close(conditional(x), plain(x), atol=1e-4, rtol=1e-5)
 
 
@@ -115,10 +115,10 @@ def test_epochs_by_shots():
 def test_a_last_smaller_batch_is_dropped_only_if_others_came(images: int, sizes: list[int]):
     source, labels = handful.Features.from_array(torch.arange(images * 2.0).view(-1, 2)), torch.arange(images)
     batches = list(shuffled(source, labels, 32, torch.Generator().manual_seed(0)))
-    assert [len(y) for _, y in batches] == sizes
-    for x, y in batches:
-        assert torch.equal(x[:, 0], 2.0 * y)
-    assert len(torch.cat([y for _, y in batches]).unique()) == sum(sizes)
+    assert [len(y) for _, y, _ in batches] == sizes
+    for x, y, rows in batches:
+        assert torch.equal(x[:, 0], 2.0 * y) and torch.equal(y, rows)
+    assert len(torch.cat([y for _, y, _ in batches]).unique()) == sum(sizes)
 
 
 # -- learning ----------------------------------------------------------------------------------------

@@ -116,9 +116,9 @@ def test_a_disk_that_takes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="not kept"):
-        losses, _ = run(Rows(13), SCHEDULES["sgd"], "this")
-    assert "interrupted after epoch 2 of 6" in losses.note
-    assert "go on" not in losses.note
+        found, _ = run_of(Rows(13), SCHEDULES["sgd"], "this")
+    assert "interrupted after epoch 2 of 6" in found.notes[0]
+    assert "go on" not in found.notes[0]
 
 
 TRAINED = {

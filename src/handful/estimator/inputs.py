@@ -39,7 +39,8 @@ class ImageReader:
     fingerprint
         Of the backbone that features must come from; empty for any.
     views, seed, crop_scale
-        Of training images, as for `handful.encode`; `"online"` views are fresh crops at every step.
+        Of training images, as for `handful.encode`; `"online"` views are fresh crops at every step, for a
+        method that `trains`.
     stage
         What a method inside the image tower makes of training pixels; None: features.
     keep
@@ -50,6 +51,7 @@ class ImageReader:
     find_backbone: Callable[[bool], Backbone | None]
     fingerprint: str = ""
     views: int | Literal["online"] = 0
+    trains: bool = False
     seed: int = 0
     crop_scale: tuple[float, float] = CROP_SCALE
     stage: InputStage | None = None
@@ -62,7 +64,7 @@ class ImageReader:
         if is_encoded(images):
             return self._given(images)
         items, backbone = as_items(images), self._backbone()
-        if self.views == "online":
+        if self.trains and self.views == "online":
             return Online(backbone, items, self.crop_scale, self.stage)
         if self.stage:
             return Views(

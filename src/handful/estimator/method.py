@@ -174,7 +174,7 @@ class Method(BaseEstimator):  # type: ignore[misc]
         views = getattr(self, "views", 0)
         backbone = None if find else self.find_backbone(needed=False)
         return ImageReader(
-            type(self).__name__, find or self.find_backbone, views=views, seed=getattr(self, "seed", 0),
+            type(self).__name__, find or self.find_backbone, views=views, trains=self.trains, seed=getattr(self, "seed", 0),
             crop_scale=self.crop_scale, stage=None if backbone is None else self.input_stage(backbone),
             keep=self.cache,
         )  # fmt: skip
@@ -190,7 +190,7 @@ class Method(BaseEstimator):  # type: ignore[misc]
         failures: dict[int, str] = {}
         for part in self.parts(images):
             failures |= part.failures
-            if part.rows:
+            if part.rows or not part.failures:
                 yield part.values
         if failures:
             refuse_unreadable(failures, as_items(images))

@@ -69,8 +69,7 @@ def stream(
     Parameters
     ----------
     backbone, views, seed, crop_scale, cache
-        As for `encode`. With views, torch's global random generator is in use in between, and given back
-        as it was: draw nothing from it while the parts come.
+        As for `encode`.
     items
         Paths, PIL images, byte arrays, or an `ImageSet`; they may come from a generator, which then runs
         in another thread.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from handful.backbones import Backbone
+from handful.backbones import Backbone, Tower
 from handful.errors import check_integer, check_number, unexpected
 from handful.estimator import FewShotClassifier, Learned, Task
 from handful.features.views import InputStage
@@ -22,6 +22,13 @@ FIRST = 5 / 12
 """Where the first adapter sits: block 5 of 12, as published for base-to-new."""
 BATCH, MANY = 16, 128
 """Images of a step, and from 1,000 classes on."""
+
+
+def pair_blocks(towers: dict[str, Tower], first: int | None, last: int | None) -> Pairs:
+    """Say which blocks have adapters; None for `first` is block 5 of 12, or that share of another depth."""
+    if first is None:
+        first = max(round(FIRST * min(len(tower.require_blocks("MMA")) for tower in towers.values())), 1)
+    return join("MMA", towers, first, last)
 
 
 class MMA(FewShotClassifier):
@@ -110,10 +117,7 @@ class MMA(FewShotClassifier):
     def pairs(self, backbone: Backbone) -> Pairs:
         """Say which blocks of a backbone have adapters."""
         towers = {side: getattr(backbone, side) for side in self.sides()}
-        first = self.first_block
-        if first is None:
-            first = max(round(FIRST * min(len(tower.require_blocks("MMA")) for tower in towers.values())), 1)
-        return join("MMA", towers, first, self.last_block)
+        return pair_blocks(towers, self.first_block, self.last_block)
 
     def sides(self) -> tuple[str, ...]:
         """Which towers have adapters."""
