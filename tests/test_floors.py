@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "handful"
 FLOORS = (
-    ("errors", "files", "progress", "types"),
+    ("errors", "files", "names", "progress", "types"),
     ("backbones", "data", "resume"),
     ("features", "metrics", "model_card", "towers"),
     ("checkpoint", "heads", "prompts", "search", "selection", "train"),

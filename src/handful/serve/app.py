@@ -20,7 +20,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
-from handful import __version__
+from handful import __version__, checkpoint
 from handful.backbones import Backbone, load_backbone
 from handful.errors import DataError, HandfulError, unexpected
 from handful.estimator import FewShotClassifier
@@ -40,8 +40,12 @@ PAGE_POLICY = (
 TOP = 5
 
 
-def load_models(folders: Sequence[Path], backbone: Backbone | None) -> dict[str, FewShotClassifier]:
+def load_models(
+    folders: Sequence[Path], backbone: Backbone | None, methods: Sequence[type[FewShotClassifier]] = ()
+) -> dict[str, FewShotClassifier]:
     """Load saved classifiers onto one backbone, by the names of their folders.
+
+    `methods` are the classes of those that are not built in.
 
     Raises
     ------
@@ -49,11 +53,13 @@ def load_models(folders: Sequence[Path], backbone: Backbone | None) -> dict[str,
         Two of them were fitted on different backbones: serve these apart.
     """
     found: dict[str, FewShotClassifier] = {}
+    own = {f"{cls.__module__}:{cls.__qualname__}": cls for cls in methods}
     for folder in folders:
         name = folder.absolute().name
         if name in found:
             raise unexpected("MODEL", str(folder), f"folders of different names, not {name!r} twice")
-        clf = load(folder, backbone=backbone)
+        cls = own.get(checkpoint.read(folder)[1]["method"]) if own else None
+        clf = load(folder, backbone, cls)
         backbone = clf.loaded_backbone()
         found[name] = clf
     return found
@@ -258,6 +264,7 @@ def run(
     token: str | None = None,
     hosts: Collection[str] = (),
     limits: Limits | None = None,
+    methods: Sequence[type[FewShotClassifier]] = (),
 ) -> None:
     """Serve until told to stop; what is being answered then is finished. See `create_app`.
 
@@ -269,9 +276,11 @@ def run(
         For the page where no classifier says which.
     host, port
         Where to listen; port 0 takes a free one, and stdout says which.
+    methods
+        Classes of saved classifiers whose method is not built in.
     """
     _check_address(host, port)
-    models = load_models(folders, None)
+    models = load_models(folders, None, methods)
     tower = (
         next(iter(models.values())).loaded_backbone() if models else load_backbone(backbone, weights=weights)
     )
