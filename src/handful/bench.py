@@ -150,9 +150,9 @@ class Bench:
 
 def read_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """Read `name:parameter=value,...`; a value is JSON where it is, a word where it isn't."""
-    if ":" in spec and "=" not in spec and "." in spec.partition(":")[0]:  # pkg.module:Class
+    name, colon, rest = spec.partition(":")
+    if colon and "=" not in spec and name not in METHODS:  # pkg.module:Class
         return spec, {}
-    name, _, rest = spec.partition(":")
     found: dict[str, Any] = {}
     for pair in filter(None, rest.split(",")):
         key, equals, value = pair.partition("=")

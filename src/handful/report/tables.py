@@ -109,10 +109,15 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def group(lines: Sequence[Line]) -> list[Group]:
-    """Sort lines into groups."""
+    """Sort lines into groups; backbones of one name are kept apart by their fingerprints."""
+    known: dict[str, set[str]] = {}
+    for line in lines:
+        known.setdefault(line["backbone"]["name"], set()).add(line["backbone"]["fingerprint"])
 
     def key(line: Line) -> tuple[str, str, str]:
-        return line["protocol"], line["data"], line["backbone"]["name"]
+        name, fingerprint = line["backbone"]["name"], line["backbone"]["fingerprint"]
+        label = name if len(known[name]) == 1 else f"{name} {fingerprint[:8]}"
+        return line["protocol"], line["data"], label
 
     found = _by(sorted(lines, key=key), key)
     return [Group(protocol, data, backbone, mine) for (protocol, data, backbone), mine in found]
