@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import pickle
 import random
 import signal
-import subprocess
-import sys
 import time
+import traceback
+import warnings
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import link_some
+from conftest import TINY, link_some, write_model
 
 import handful
-from handful.bench import Bench, read_results, read_spec, run_bench
-from handful.compare import compare
+from handful.bench import Bench, _work, read_results, read_spec, run_bench
+from handful.compare import compare, evaluate
 from handful.data import Dataset, ImageSet, open_dataset
 from handful.metrics import calibration_error, harmonic_mean
 from handful.protocols import (
     answer,
     base_to_new,
+    coop_probe_draw,
     cross_category,
     cross_dataset,
     domain_shift,
@@ -62,42 +68,95 @@ def test_a_bench_goes_on_with_what_is_there(few_digits: Path, tmp_path: Path):
     assert right.mean() == pytest.approx(line["accuracy"])
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_table(few_digits: Path, tmp_path: Path):
-    words = ["bench", "few-shot", "--data", few_digits, "--shots", "1,2,4", "--seeds", "1,2,3", "--out"]
-    methods = [word for name in QUICK for word in ("--methods", name)]
-    bench = Bench("few-shot", (str(few_digits),), QUICK, tmp_path / "calm", shots=(1, 2, 4), seeds=(1, 2, 3))
-    calm = run_bench(bench)
-    command = [sys.executable, "-m", "handful", *map(str, words), str(tmp_path / "killed"), *methods]
-    moments = random.Random(7)
-    cells, kills = tmp_path / "killed" / "cells", 0
-    for _ in range(3):
-        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        count = len(list(cells.glob("*.jsonl"))) if cells.exists() else 0
-        while running.poll() is None and (not cells.exists() or len(list(cells.glob("*.jsonl"))) <= count):
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.3))
-        if running.poll() is None:
-            running.send_signal(signal.SIGKILL)
-            kills += 1
-        running.wait()
+def killed(bench: Bench, seconds: float) -> bool:
+    """Run in a process of its own that is killed some time after it finished a cell; say whether it was."""
+    cells = bench.out / "cells"
+    before = len(list(cells.glob("*.jsonl")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of threads in the parent: they have no lock here
+        child = os.fork()
+    if not child:
+        try:
+            signal.alarm(60)
+            torch.set_num_threads(1)
+            run_bench(bench)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    while len(list(cells.glob("*.jsonl"))) <= before:
+        time.sleep(0.001)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_killed_at_any_moment_it_ends_with_the_same_table(
+    few_digits: Path, tmp_path: Path, tiny: handful.Backbone
+):
+    def bench(out: str) -> Bench:
+        found = Bench("few-shot", (str(few_digits),), QUICK, tmp_path / out, shots=(1, 2, 4), seeds=(1, 2, 3))
+        vars(found)["model"] = tiny
+        return found
+
+    calm, moments = run_bench(bench("calm")), random.Random(7)
+    kills = sum(killed(bench("killed"), moments.uniform(0, 0.05)) for _ in range(4))
     assert kills
-    bench = Bench(
-        "few-shot", (str(few_digits),), QUICK, tmp_path / "killed", shots=(1, 2, 4), seeds=(1, 2, 3)
-    )
-    assert settled(run_bench(bench)) == settled(calm)
+    assert len(list((tmp_path / "killed" / "cells").glob("*.jsonl"))) < len(calm)
+    assert settled(run_bench(bench("killed"))) == settled(calm)
 
 
-def test_several_processes_give_the_same(few_digits: Path, tmp_path: Path):
-    ways = {
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_several_processes_give_the_same(few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With processes that begin as a copy of this one, where a bench starts new ones: those take seconds."""
+    fork, asked = multiprocessing.get_context("fork"), []
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: asked.append(method) or fork)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # a thread each: a copy may not have more
+    benches = {
         jobs: Bench(
             "few-shot", (str(few_digits),), QUICK[::2], tmp_path / str(jobs), shots=(1,), seeds=(1, 2)
         )
         for jobs in (1, 2)
     }
-    one, two = (settled(run_bench(bench, jobs)) for jobs, bench in ways.items())
+    one, two = (settled(run_bench(bench, jobs)) for jobs, bench in benches.items())
     for left, right in zip(one, two, strict=True):
         assert left["predicted"] == right["predicted"]
         assert left["cell"] == right["cell"]
+    assert asked == ["spawn"]
+
+
+def test_every_process_does_its_share(few_digits: Path, tmp_path: Path):
+    """And what a new process is given can be sent to it."""
+    bench = Bench("few-shot", (str(few_digits),), QUICK, tmp_path / "out", shots=(1,), seeds=(1, 2, 3))
+    threads, shares = torch.get_num_threads(), []
+    for number in range(2):
+        work, arguments = pickle.loads(ForkingPickler.dumps((_work, (bench, number, 2))))
+        work(*arguments)
+        shares.append({line["cell"] for line in read_results(tmp_path / "out")})
+    torch.set_num_threads(threads)
+    assert [len(share) for share in shares] == [5, 9]
+
+
+def test_a_cell_belongs_to_its_backbone(few_digits: Path, tmp_path: Path):
+    """Other weights under the same name are another backbone."""
+    found = []
+    for seed in (0, 1):
+        config, weights = write_model(tmp_path / "model", TINY, seed)
+        bench = Bench(
+            "few-shot", (str(few_digits),), ("zero-shot",), tmp_path / "out", str(config), str(weights),
+            shots=(1,), seeds=(1,),
+        )  # fmt: skip
+        found += run_bench(bench)
+    assert found[0]["backbone"]["name"] == found[1]["backbone"]["name"]
+    assert found[0]["cell"] != found[1]["cell"]
+    assert found[0]["predicted"] != found[1]["predicted"]
+    assert len(read_results(tmp_path / "out")) == 2
+    assert len(list((tmp_path / "out" / "tests").iterdir())) == 2
 
 
 def test_a_failing_fit_is_a_line_and_the_others_go_on(few_digits: Path, tmp_path: Path, call):
@@ -142,7 +201,30 @@ def test_bad_benches(few_digits: Path, tmp_path: Path, changes: dict, match: str
     whole = {"protocol": "few-shot", "data": (str(few_digits),), "methods": ("zero-shot",), "out": tmp_path}
     with pytest.raises((handful.ParameterError, handful.DataError), match=match):
         run_bench(Bench(**{**whole, **changes}))
-    assert read_spec("pkg.module:Class") == ("pkg.module:Class", {})
+    for path in ("pkg.module:Class", "module:Class"):
+        assert read_spec(path) == (path, {})
+
+
+def test_coops_probe_is_a_protocol(few_digits: Path, tmp_path: Path, mini: handful.Backbone):
+    """Its draws, and C chosen on their validation images: what fitting on their features finds."""
+    words = ("coop-probe", (str(few_digits),), ("logistic-probe:selection=val",), tmp_path / "out")
+    with pytest.raises(handful.DataError, match="has no val part"):
+        run_bench(Bench(*words, shots=(2,), seeds=(1,)))
+    (few_digits / "val").symlink_to(few_digits / "train")
+    lines = run_bench(Bench(*words, shots=(1, 2), seeds=(1, 2)))
+    data = open_dataset(few_digits)
+    train, test = data.part("train"), data.part("test")
+    x, unseen = (handful.encode(mini, images) for images in (train, test))
+    for line in lines:
+        rows, some = coop_probe_draw(train, train, line["shots"], line["seed"])
+        clf = handful.LogisticProbe(mini, selection="val").fit(
+            x[rows],
+            train.labels[rows],
+            class_names=train.class_names,
+            validation=(x[some], train.labels[some]),
+        )
+        assert (line["selection"], line["protocol"]) == ("val", "coop-probe")
+        assert line["accuracy"] == pytest.approx(clf.score(unseen, test.labels))
 
 
 # -- protocols ---------------------------------------------------------------------------------------
@@ -189,16 +271,16 @@ def test_domains_share_classes(data: Dataset, mini: handful.Backbone):
     assert logits.shape == (len(part), 3)
     whole = clf.decision_function(part)
     np.testing.assert_array_equal(logits, whole[:, [clf.class_names_.index(n) for n in part.class_names]])
-    strange = Dataset("strange", {"test": ImageSet(part.items, part.labels, ("a", "b", "c"))}, "default", "y")
+    alien = Dataset("alien", {"test": ImageSet(part.items, part.labels, ("a", "b", "c"))}, "default", "y")
     with pytest.raises(handful.DataError, match="shares 0 class names"):
-        list(domain_shift(data, [strange]))
+        list(domain_shift(data, [alien]))
     (draw,) = domain_shift(
         Dataset("learned", {"train": data.part("train")}, "default", "z"), [other], (2,), (1,)
     )
     assert list(draw.tests) == ["other"]  # a set to learn on needs no test part
-    (draw,) = cross_dataset(data, [strange], (2,), (1,))
-    assert list(draw.tests) == ["few", "strange"]
-    assert answer(fit(handful.ZeroShot(mini), draw), draw.tests["strange"]).shape == (len(part), 3)
+    (draw,) = cross_dataset(data, [alien], (2,), (1,))
+    assert list(draw.tests) == ["few", "alien"]
+    assert answer(fit(handful.ZeroShot(mini), draw), draw.tests["alien"]).shape == (len(part), 3)
 
 
 SELECTIONS = {
@@ -265,7 +347,7 @@ def test_calibration_error():
 
 
 def test_harmonic_means_are_those_of_the_field():
-    """The average row's is that of the averages, not the mean of the rows' (methods.md §9.4, §10.6)."""
+    """The average row's is that of the averages, not the mean of the rows' (Zhou et al. 2022b, table 1)."""
     for base, new, both in (
         (69.34, 74.22, 71.70), (82.69, 63.22, 71.66), (80.47, 71.69, 75.83), (82.28, 75.14, 78.55),
         (84.26, 76.10, 79.97), (83.20, 76.80, 79.87),
@@ -277,7 +359,7 @@ def test_harmonic_means_are_those_of_the_field():
 # -- compare -----------------------------------------------------------------------------------------
 
 
-def test_compare_tells_what_is_best_and_what_is_noise(
+def test_compare_says_what_is_best_and_what_is_noise(
     mini: handful.Backbone, digits: Path, tmp_path: Path, call
 ):
     folder = link_some(digits / "train", tmp_path / "folder", 8)
@@ -316,3 +398,52 @@ def test_compare_says_when_nothing_helps(mini: handful.Backbone, digits: Path, t
     lone = images.of_classes([0, 1])[[0, 1, 2, 4]]
     with pytest.raises(handful.DataError, match=r"fewer than two images, \['five'|'one'|\['eight'"):
         compare({"zero-shot": handful.ZeroShot(mini)}, ImageSet(lone.items, [0, 0, 0, 1], lone.class_names))
+
+
+class Right(handful.FewShotClassifier):
+    """Answers as the file's name says, but for the first images, which it gets wrong."""
+
+    def __init__(self, wrong: int = 0) -> None:
+        self.wrong = wrong
+
+    def fit(self, images: ImageSet, labels: Any = None, **given: Any):
+        self.class_names_, self.selection_ = images.class_names, "fixed"
+        return self
+
+    def decision_function(self, images: ImageSet):
+        rows = [int(str(item).split()[1]) for item in images.items]
+        wrong = [int(str(item).split()[0]) < self.wrong for item in images.items]
+        return np.eye(4)[(np.array(rows) + wrong) % 4]
+
+
+def test_compare_calls_nothing_better_that_is_within_noise():
+    """One image in forty is no gain, though it is one more; seven are."""
+    labels = np.arange(40) % 4
+    images = ImageSet([f"{number} {label}" for number, label in enumerate(labels)], labels, tuple("abcd"))
+    found = compare({"zero-shot": Right(8), "lucky": Right(7)}, images, repeats=2)
+    assert [one.method for one in found.ranks] == ["lucky", "zero-shot"]
+    assert 0 < found.ranks[0].gain < found.ranks[0].gain_error
+    assert found.best == "zero-shot"
+    assert found.advice.startswith("Adaptation does not help here")
+    assert "lucky, 82.5 ± 11.9 %, is within noise" in found.advice
+    found = compare({"zero-shot": Right(8), "good": Right(1), "alike": Right(2)}, images, repeats=2)
+    assert found.best == "good"
+    assert "the difference to alike is within noise" in found.advice
+    found = compare({"zero-shot": Right(20), "good": Right(1), "other": Right(9)}, images, repeats=2)
+    assert found.best == "good"
+    assert "within noise" not in found.advice
+
+
+def test_an_evaluation_is_beside_zero_shot(data: Dataset, mini: handful.Backbone, tmp_path: Path):
+    test = data.part("test")
+    clf = handful.LinearProbe(mini).fit(data.part("train"))
+    some = test.of_classes([2, 0])
+    found = evaluate(clf, some)
+    assert (found.images, found.classes, found.method) == (12, 10, "linear-probe")
+    assert found.accuracy == clf.score(some)
+    assert found.zero_shot == handful.ZeroShot(mini).fit(class_names=clf.class_names_).score(some)
+    assert list(found.per_class) == [clf.class_names_[row] for row in (0, 2)]
+    assert np.mean(list(found.per_class.values())) == pytest.approx(found.accuracy)
+    clf.save(tmp_path / "model")
+    assert found.record(tmp_path / "model", tmp_path / "few" / "test")
+    assert "few/test" in (tmp_path / "model" / "README.md").read_text()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import TINY, write_model
+from rich.console import Console
 
 import handful
 
@@ -18,18 +23,19 @@ def model(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return handful.TipAdapter("mini").fit(images).save(tmp_path_factory.mktemp("cli") / "model")
 
 
-def test_fit_evaluate_predict_info(call, digits: Path, tmp_path: Path):
+def test_fit_evaluate_predict_info(call, few_digits: Path, tmp_path: Path):
+    digits = few_digits
     out = tmp_path / "model"
     code, text, err = call("fit", digits / "train", "--shots", 2, "--seed", 3, "-p", "alpha=2", "--out", out)
     assert code == 0
     assert f"model: {out}" in text
-    assert "1198 of 1198 files used" in err
+    assert "100 of 100 files used" in err
     assert handful.load(out).alpha == 2
 
     code, text, _ = call("evaluate", out, digits / "test", "--json")
     facts = json.loads(text)
     assert code == 0
-    assert facts["images"] == 599
+    assert facts["images"] == 60
     assert set(facts["per_class"]) == set(facts_names())
     assert facts["accuracy"] == handful.load(out).score(handful.ImageSet.from_folder(digits / "test"))
     assert 0 < facts["zero_shot"] < 1
@@ -57,14 +63,13 @@ def facts_names() -> tuple[str, ...]:
 
 @pytest.mark.parametrize("method", sorted(handful.METHODS))
 def test_every_method_fits_from_the_command_line(call, two_classes: Path, tmp_path: Path, method: str):
-    code, text, _ = call("fit", two_classes, "--method", method, "--out", tmp_path / "m", "--json")
+    fewer = ["-p", "epochs=1"] if method == "fine-tuning" else []  # of 200, which take long
+    code, text, _ = call("fit", two_classes, "--method", method, *fewer, "--out", tmp_path / "m", "--json")
     assert code == 0
     assert json.loads(text)["method"] == method
 
 
 def test_a_backbone_from_files(call, two_classes: Path, tmp_path: Path):
-    from conftest import TINY, write_model
-
     config, weights = write_model(tmp_path / "tiny", TINY)
     code, *_ = call("fit", two_classes, "--backbone", config, "--weights", weights, "--out", tmp_path / "m")
     assert code == 0
@@ -150,19 +155,145 @@ def test_bad_files_are_skipped_with_a_report(call, two_classes: Path, tmp_path: 
     assert "1 left out" in err
 
 
-def test_demo_on_two_shots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The whole demo, with fewer shots and draws."""
-    from rich.console import Console
-
+def test_demo_on_two_shots(few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The whole demo, with fewer digits, shots and draws; the second goes on with the bench of the first."""
     from handful.cli import tour
 
-    curves = tour.few_shot_curves
-    monkeypatch.setattr(tour, "SHOTS", (1, 2))
-    monkeypatch.setattr(tour, "SEEDS", (1,))
-    monkeypatch.setattr(tour, "few_shot_curves", lambda m, a, b: curves(m, a, b, (1, 2), (1,)))
-    out = Console(record=True, width=110, quiet=True)
+    monkeypatch.setattr(
+        tour, "write_digits", lambda folder: shutil.copytree(few_digits, folder, dirs_exist_ok=True)
+    )
+    tmp_path /= "demo"
+
     said: list[str] = []
-    tour.run_demo(tmp_path, out, said.append)
+    before: dict[Path, int] = {}
+    for _ in range(2):
+        out = Console(width=110, record=True, file=io.StringIO())
+        tour.run_demo(tmp_path, out, said.append, shots=(1, 2), seeds=(1,))
+        text = " ".join(out.export_text().split())
+        cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "bench" / "cells").iterdir()}
+        assert before in ({}, cells)
+        before = cells
+    lines = [json.loads(row) for row in (tmp_path / "bench" / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == len(cells) == 10
+    assert all(f"{100 * line['accuracy']:.1f}" in text for line in lines)
+    assert {line["method"]: line["selection"] for line in lines if line["shots"] == 2} == {
+        "zero-shot": "fixed", "linear-probe": "fixed", "logistic-probe": "support", "meta-adapter": "fixed",
+        "tip-adapter:selection=support": "support",
+    }  # fmt: skip
     assert (tmp_path / "curves.png").stat().st_size > 10_000
-    assert handful.load(tmp_path / "best").score([tmp_path / "digits/test/zero/0000.png"], ["zero"]) in (0, 1)
-    assert "10 of 10 fits done" in " ".join(said)
+    assert "few-shot, digits, mini" in (tmp_path / "bench" / "report.html").read_text()
+    clf = handful.load(tmp_path / "best")
+    assert clf.score([tmp_path / "digits/test/zero/0000.png"], ["zero"]) in (0, 1)
+    assert "Best by cross-validation inside the 20 support images (no test image seen): " in text
+    assert (
+        f"on the test images {100 * clf.score(handful.ImageSet.from_folder(tmp_path / 'digits/test')):.1f}"
+        in text
+    )
+
+
+# -- methods and backbones of the user's own ---------------------------------------------------------
+
+MODULE = """
+import handful
+from handful.heads import CosineHead
+
+
+class Mine(handful.FewShotClassifier):
+    def __init__(self, backbone=None, *, strength=1.0):
+        self.backbone, self.strength = backbone, strength
+
+    def fit_head(self, task):
+        return CosineHead(task.text_weights, task.scale * self.strength)
+"""
+
+
+@pytest.fixture
+def own_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A method in a file of the current folder, which Python does not look into by itself."""
+    (tmp_path / "my_method.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one not in ("", str(tmp_path))])
+    yield "my_method:Mine"
+    sys.modules.pop("my_method", None)
+
+
+def test_a_method_of_the_current_folder(call, own_method: str, two_classes: Path, tmp_path: Path):
+    image, model = next((two_classes / "lamp").iterdir()), tmp_path / "m"
+    code, _, err = call("fit", two_classes, "--method", own_method, "-p", "strength=2", "--out", model)
+    assert code == 0, err
+    code, _, err = call("predict", model, image)
+    assert (code, "which is not built in" in err) == (1, True)
+    for words in (
+        ["predict", model, image],
+        ["evaluate", model, two_classes],
+        ["explain", model, image],
+        ["export", model, "--out", tmp_path / "m.onnx"],
+    ):
+        code, text, err = call(*words, "--method", own_method)
+        assert code == 0, err
+    assert "m.onnx: my_method:Mine, 2 classes" in text
+    assert call("info", model)[0] == 0
+    code, text, _ = call("evaluate", model, two_classes, "--method", own_method)
+    assert "(my_method:Mine, selection: fixed)" in text
+    code, _, err = call("compare", two_classes, "--methods", own_method, "--repeats", 1)
+    assert code == 0, err
+    out = tmp_path / "bench"
+    (tmp_path / "parts").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "parts" / part).symlink_to(two_classes)
+    words = ["--data", tmp_path / "parts", "--methods", own_method, "--shots", 1, "--seeds", 1, "--out", out]
+    code, _, err = call("bench", "few-shot", *words)
+    assert code == 0, err
+    assert call("fit", two_classes, "--method", "my_method:Other")[0] == 1
+
+
+def test_serving_a_method_of_the_current_folder(
+    call, own_method: str, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from handful import serve
+    from handful.serve.app import load_models
+
+    given: list[tuple[object, ...]] = []
+    monkeypatch.setattr(serve, "run", lambda *arguments: given.append(arguments))
+    for name, method in (("own", own_method), ("zero", "zero-shot")):
+        assert call("fit", two_classes, "--method", method, "--out", tmp_path / name)[0] == 0
+    assert call("serve", tmp_path / "own", tmp_path / "zero", "--method", own_method)[0] == 0
+    folders, *_, methods = given[0]
+    models = load_models(folders, None, methods)
+    assert [type(clf).__name__ for clf in models.values()] == ["Mine", "ZeroShot"]
+    with pytest.raises(handful.CheckpointError, match="not built in"):
+        load_models(folders, None)
+
+
+def test_the_current_folder_is_looked_into_only_for_an_import_path(
+    call, own_method: str, two_classes: Path, tmp_path: Path
+):
+    (tmp_path / "json.py").write_text("raise SystemExit(9)")
+    before = list(sys.path)
+    assert call("fit", two_classes, "--method", "zero-shot", "--out", tmp_path / "m")[0] == 0
+    words = ["--methods", "tip-adapter:alpha=2", "--shots", "1", "--out", tmp_path / "bench"]
+    call("bench", "few-shot", "--data", two_classes, *words)
+    assert sys.path == before
+
+
+def test_a_backbone_that_moved_is_given(call, two_classes: Path, tmp_path: Path):
+    config, weights = write_model(tmp_path / "tiny", TINY)
+    model, image = tmp_path / "m", next((two_classes / "lamp").iterdir())
+    assert call("fit", two_classes, "--backbone", config, "--weights", weights, "--out", model)[0] == 0
+    moved = (tmp_path / "tiny").rename(tmp_path / "moved")
+    here = ["--backbone", moved / config.name, "--weights", moved / weights.name]
+    for words in (
+        ["predict", model, image],
+        ["evaluate", model, two_classes],
+        ["explain", model, image],
+        ["export", model, "--out", tmp_path / "m.onnx"],
+    ):
+        code, _, err = call(*words)
+        assert code == 1, words
+        code, _, err = call(*words, *here)
+        assert code == 0, err
+    code, _, err = call("predict", model, image, "--weights", moved / weights.name)
+    assert (code, "none without --backbone" in err) == (1, True)
+    write_model(moved, TINY, seed=1)
+    code, _, err = call("predict", model, image, *here)
+    assert (code, "fingerprint" in err) == (1, True)

@@ -1,4 +1,4 @@
-"""CLIP-Adapter, Tip-Adapter-F, Meta-Adapter and the linear probes: the papers' checks (methods.md §14)."""
+"""CLIP-Adapter, Tip-Adapter-F, Meta-Adapter and the linear probes: the papers' checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from handful.methods.features.clip_adapter.network import Adapted, Adapter
 from handful.methods.features.linear_probe import MovedWeights, class_confidence
 from handful.methods.features.tip_adapter import PUBLISHED, CacheHead, ranges_of
 from handful.methods.features.tip_adapter.trained import TrainedCache
-from handful.protocols import coop_linear_probe, coop_probe_draw
+from handful.protocols import coop_probe_draw, coop_probe_draws
+from handful.protocols import fit as fit_draw
 from handful.refiner import Refiner
 from handful.schedule import Schedule, seeded, tip_schedule
 from handful.train import descend, shuffled, train
@@ -434,14 +435,19 @@ def test_coops_linear_probe_to_the_letter(mini: handful.Backbone, digits: Path):
     whole = handful.ImageSet.from_folder(digits / "train", verify=False)
     test = handful.ImageSet.from_folder(digits / "test", verify=False)[np.arange(0, 400, 8)]
     val = whole[np.arange(0, len(whole), 3)]
-    (cell,) = coop_linear_probe(mini, whole, val, test, shots=[2], runs=[1])
-    assert (cell.selection, cell.shots) == ("val", 2)
-    assert cell.accuracy > 0.5
-    state = np.random.RandomState(1)
-    first = state.choice(np.flatnonzero(whole.labels == 0), 2, replace=False)
-    assert len(set(first.tolist())) == 2
+    (draw,) = coop_probe_draws(whole, val, test, shots=[2], runs=[1])
+    clf = fit_draw(handful.LogisticProbe(mini, selection="val"), draw)
+    assert (clf.selection_, draw.shots, len(draw.support), len(draw.validation)) == ("val", 2, 20, 20)
+    assert clf.score(draw.tests["test"]) > 0.5
+    rows, some = coop_probe_draw(whole, val, 2, 1)
+    x, seen, unseen = (handful.encode(mini, images) for images in (whole, val, test))
+    same = handful.LogisticProbe(mini, selection="val").fit(
+        x[rows], whole.labels[rows], class_names=whole.class_names, validation=(seen[some], val.labels[some])
+    )
+    assert clf.selected_ == same.selected_
+    assert clf.score(test) == same.score(unseen, test.labels)
     with pytest.raises(handful.DataError, match="of each"):
-        next(coop_linear_probe(mini, whole, val, test, shots=[10_000], runs=[1]))
+        next(coop_probe_draws(whole, val, test, shots=[10_000], runs=[1]))
 
 
 # -- classes that come and go ------------------------------------------------------------------------
@@ -770,13 +776,13 @@ def test_coops_probe_draws_are_numpys_global_ones(support: handful.ImageSet):
     assert some.tolist() == np.concatenate(val).tolist()
 
 
-def test_coops_linear_probe_wants_one_order_of_classes(mini: handful.Backbone, support: handful.ImageSet):
+def test_coops_probe_wants_one_order_of_classes(support: handful.ImageSet):
     turned = handful.ImageSet(support.items, 9 - support.labels, support.class_names[::-1])
     for parts in ((support, turned, support), (support, support, turned)):
         with pytest.raises(handful.DataError, match="in its order"):
-            next(coop_linear_probe(mini, *parts, shots=[1], runs=[1]))
+            next(coop_probe_draws(*parts, shots=[1], runs=[1]))
     with pytest.raises(handful.DataError, match="shots"):
-        next(coop_linear_probe(mini, support, support, support, shots=[]))
+        next(coop_probe_draws(support, support, support, shots=[]))
 
 
 def test_other_names_for_zero_shot_forget_whose_images_they_were(

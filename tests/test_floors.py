@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "handful"
 FLOORS = (
-    ("errors", "files", "progress", "types"),
+    ("errors", "files", "names", "progress", "types"),
     ("metrics", "model_card", "resume", "schedule"),
     ("backbones", "checkpoint", "data"),
     ("heads", "search", "selection"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import handful
+from handful import names
 
 
 def test_all_is_sorted_as_ruff_sorts_and_complete():
@@ -44,18 +45,36 @@ def test_every_error_is_public():
     assert defined <= set(handful.__all__)
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["fit"], ["predict"], ["evaluate"], ["info"]])
-def test_help_needs_no_torch(command: list[str]):
+COMMANDS = (
+    "", "demo", "fit", "meta-train", "compare", "predict", "evaluate", "explain", "info", "push", "pull",
+    "export", "bench", "report", "analyze", "analyze layers", "serve",
+)  # fmt: skip
+
+
+def test_help_needs_no_torch():
+    calls = [[*command.split(), "--help"] for command in COMMANDS]
     script = (
         "import sys; from handful.cli import app\n"
-        f"try: app({[*command, '--help']!r})\n"
-        "except SystemExit as stop: assert not stop.code\n"
+        f"for words in {calls!r}:\n"
+        "    try: app(words)\n"
+        "    except SystemExit as stop: assert not stop.code, words\n"
         "heavy = {'torch', 'open_clip', 'sklearn', 'numpy', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Usage" in done.stdout
+    assert done.stdout.count("Usage: ") == len(COMMANDS)
+
+
+def test_every_command_is_known():
+    from handful.cli import app
+
+    found = {one.name or one.callback.__name__.replace("_", "-") for one in app.registered_commands}
+    assert found == {command for command in COMMANDS if command and " " not in command} - {"analyze"}
+
+
+def test_the_light_names_are_those_of_the_methods():
+    assert tuple(handful.METHODS) == names.METHODS
 
 
 HEAVY = (

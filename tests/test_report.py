@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import handful
 from handful.analysis.manifold import manifold
 from handful.bench import Bench, Line, run_bench
+from handful.report import sheet_table
 from handful.report.page import write_report
 from handful.report.tables import (
     Group,
@@ -78,6 +81,35 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     assert interval(same - same) == (0, 0, 0)
 
 
+def test_intervals_resample_draws_and_images():
+    """A gain that differs between draws alone is as unsure as one that differs between images alone."""
+    draws = np.repeat([[0.0], [0.1], [0.5]], 200, axis=1)
+    for difference in (draws, np.repeat(np.repeat([[0.0, 0.1, 0.5]], 3, axis=0), 3, axis=1)):
+        mean, low, high = interval(difference)
+        assert mean == pytest.approx(0.2)
+        assert low < 0.1
+        assert high > 0.3
+
+
+def test_backbones_of_one_name_are_kept_apart():
+    other = [one | {"backbone": {"name": "RN50/openai", "fingerprint": "0123456789"}} for one in LINES]
+    assert [found.backbone for found in group(LINES + other)] == ["RN50/openai 01234567", "RN50/openai f"]
+    assert [len(found.lines) for found in group(LINES + other)] == [6, 6]
+
+
+def test_a_sheet_in_the_terminal():
+    """Its cells, in a terminal of usual width too; what looked at the test set is red."""
+    (found,) = group(LINES)
+    for width in (80, 110):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(sheet_table(accuracy_sheet(found)))
+        text = " ".join(console.export_text().split())
+        assert "tip-adapter" in text and "75.0 ±0.0" in text and "upper bound" in text
+        assert "*" not in text
+    table = sheet_table(accuracy_sheet(found))
+    assert [str(cell.style) for cell in table.columns[1]._cells] == ["", "", "bold red"]
+
+
 def test_skipped_failed_and_published_are_shown():
     lines = [
         line("zero-shot", 1, [0, 0, 1, 1], test="base", protocol="base-to-new", shots=16, data="caltech101"),
@@ -130,7 +162,7 @@ def figures() -> list[tuple[dict, str, str, list[float]]]:
 
 
 def test_the_published_averages_are_those_of_their_rows():
-    """methods.md §10: an average over 11 is the unweighted mean of 11 accuracies (§9.2)."""
+    """An average over 11 data sets is the unweighted mean of 11 accuracies."""
     checked = 0
     for table, method, data, values in figures():
         rows = [own for name, own in table["methods"][method].items() if name != "average"]
@@ -167,7 +199,7 @@ def published_lines(method: str, protocol: str, seeds: tuple[int, ...] = (1,)) -
 def test_averages_of_base_to_new_are_the_published_ones(
     method: str, base: float, new: float, harmonic: float
 ):
-    """methods.md §9.4 and §10.6: the harmonic mean of the averages, not the mean of harmonic means."""
+    """The harmonic mean of the averages, not the mean of harmonic means (Zhou et al. 2022b, table 1)."""
     (found,) = averages(group(published_lines(method, "base-to-new", (1, 2))))
     assert found.data == "average of 11 data sets"
     row = accuracy_sheet(found).rows[0]
@@ -183,7 +215,7 @@ def test_averages_of_base_to_new_are_the_published_ones(
      ("domain-shift", "CoOp", 59.28), ("domain-shift", "CoCoOp", 59.91), ("domain-shift", "MMA", 60.48)],
 )  # fmt: skip
 def test_means_of_targets_are_the_published_ones(protocol: str, method: str, mean: float):
-    """methods.md §9.5, §9.6 and §10.7: the source is no target."""
+    """The source is no target (Zhou et al. 2022b, tables 2 and 3)."""
     (found,) = group(published_lines(method, protocol))
     assert found.summary(method, 16) == pytest.approx(mean, abs=0.006)
     assert averages([found]) == []
@@ -223,7 +255,7 @@ def test_how_images_lie():
 
 def test_a_page_that_stands_alone(few_digits: Path, tmp_path: Path, call):
     out = tmp_path / "out"
-    methods = ("zero-shot", "linear-probe", "tip-adapter:selection=oracle", "clip-adapter:epochs=2")
+    methods = ("zero-shot", "linear-probe", "tip-adapter:selection=oracle", "clip-adapter:epochs=1,views=0")
     for protocol, shots in (("few-shot", (1, 2)), ("base-to-new", (2,))):
         run_bench(Bench(protocol, (str(few_digits),), methods, out, shots=shots, seeds=(1, 2)))
     code, said, err = call("report", out)
@@ -234,7 +266,7 @@ def test_a_page_that_stands_alone(few_digits: Path, tmp_path: Path, call):
     assert "upper bound" in page
     assert "Worst confusions" in page
     assert page.count("<h3>How images lie") == 3  # few-shot, and base and new
-    assert "| clip-adapter:epochs=2 |" in text[text.index("### How images lie") :]
+    assert "| clip-adapter:epochs=1,views=0 |" in text[text.index("### How images lie") :]
     assert not re.search(r"(src|href)=['\"](?!data:)", page)
     lines = [json.loads(row) for row in (out / "results.jsonl").read_text().splitlines()]
     base = [row for row in lines if row["method"] == "linear-probe" and row["test"] == "base"]

@@ -51,8 +51,8 @@ def by_subgroup(emoji: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     for name, codes in sorted(classes.items()):
         if len(codes) >= FEWEST:
             ranked = sorted(codes, key=lambda code: zlib.crc32(code.encode()))
-            for place, code in enumerate(ranked):
-                part = "test" if place < len(ranked) // 3 else "train"
+            for rank, code in enumerate(ranked):
+                part = "test" if rank < len(ranked) // 3 else "train"
                 rows.append({"path": emoji[code]["path"], "label": name, "split": part})
     return rows
 

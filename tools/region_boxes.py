@@ -1,4 +1,4 @@
-"""Make a long-tailed detection data set out of an image classification one, and tell its boxes.
+"""Make a long-tailed detection data set out of an image classification one, and classify its boxes.
 
     uv run python tools/region_boxes.py CALTECH_FOLDER OUT
 
@@ -35,13 +35,13 @@ def paste(images: ImageSet, rows: list[int], folder: Path, seed: int) -> dict[st
         noise = generator.integers(0, 256, (CANVAS // 8, CANVAS // 8, 3), np.uint8)
         canvas = Image.fromarray(noise).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)
         name = f"{number // PER_CANVAS:05}.png"
-        for place, row in enumerate(rows[number : number + PER_CANVAS]):
+        for corner, row in enumerate(rows[number : number + PER_CANVAS]):
             with Image.open(str(images.items[row])) as opened:
                 image = opened.convert("RGB")
             size = int(generator.integers(64, CELL - 8))
             image.thumbnail((size, size))
-            left = CELL * (place % 2) + int(generator.integers(0, CELL - image.width))
-            top = CELL * (place // 2) + int(generator.integers(0, CELL - image.height))
+            left = CELL * (corner % 2) + int(generator.integers(0, CELL - image.width))
+            top = CELL * (corner // 2) + int(generator.integers(0, CELL - image.height))
             canvas.paste(image, (left, top))
             box = [left, top, image.width, image.height]
             label = int(images.labels[row])

@@ -26,15 +26,16 @@ from handful.data import Dataset, open_dataset
 from handful.errors import DataError, ParameterError, check_integer, unexpected
 from handful.estimator import FewShotClassifier
 from handful.files import write_atomically
-from handful.heads import CosineHead
 from handful.methods import METHODS, find_method, read_value
-from handful.metrics import SEEDS, accuracy, calibration_error, per_class_accuracy
+from handful.metrics import accuracy, calibration_error, per_class_accuracy
 from handful.progress import bar
 from handful.protocols import (
     PROTOCOLS,
+    SEEDS,
     Draw,
     answer,
     base_to_new,
+    coop_probe_draws,
     cross_category,
     cross_dataset,
     domain_shift,
@@ -110,24 +111,27 @@ class Bench:
 
     def draws(self) -> Iterator[tuple[list[Dataset], Draw]]:
         """Give the draws, with the data sets that each is of."""
-        way: dict[str, Any] = {"shots": self.shots, "seeds": self.seeds}
         if self.protocol in JOINED:
             joined = cross_dataset if self.protocol == "cross-dataset" else domain_shift
-            yield from ((self.sets, draw) for draw in joined(self.sets[0], self.sets[1:], **way))
+            draws = joined(self.sets[0], self.sets[1:], self.shots, self.seeds)
+            yield from ((self.sets, draw) for draw in draws)
             return
         for data in self.sets:
-            if self.protocol == "cross-category":
-                draws = cross_category(self.model, data, **way)
-            elif self.protocol == "base-to-new":
-                draws = base_to_new(data.part("train"), data.part("test"), **way)
-            else:
-                draws = few_shot_draws(
-                    data.part("train"), data.part("test"), val=data.parts.get("val"), **way
-                )
-            yield from (([data], draw) for draw in draws)
+            yield from (([data], draw) for draw in self._draws_of(data))
+
+    def _draws_of(self, data: Dataset) -> Iterator[Draw]:
+        """Give the draws of a protocol that learns and tests on one data set."""
+        if self.protocol == "cross-category":
+            return cross_category(self.model, data, self.shots, self.seeds)
+        train, test = data.part("train"), data.part("test")
+        if self.protocol == "base-to-new":
+            return base_to_new(train, test, self.shots, self.seeds)
+        if self.protocol == "coop-probe":
+            return coop_probe_draws(train, data.part("val"), test, self.shots, self.seeds)
+        return few_shot_draws(train, test, self.shots, self.seeds, data.parts.get("val"))
 
     def method(self, spec: str, data: Dataset) -> FewShotClassifier:
-        """Build a method from its text; it has the data set's templates unless told otherwise."""
+        """Build a method from its text; it has the data set's templates unless it names others."""
         name, parameters = read_spec(spec)
         cls = find_method(name)
         known = set(cls._get_param_names()) - {"backbone"}
@@ -145,9 +149,9 @@ class Bench:
 
 def read_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """Read `name:parameter=value,...`; a value is JSON where it is, a word where it isn't."""
-    if ":" in spec and "=" not in spec and "." in spec.partition(":")[0]:  # pkg.module:Class
+    name, colon, rest = spec.partition(":")
+    if colon and "=" not in spec and name not in METHODS:  # pkg.module:Class
         return spec, {}
-    name, _, rest = spec.partition(":")
     found: dict[str, Any] = {}
     for pair in filter(None, rest.split(",")):
         key, equals, value = pair.partition("=")
@@ -169,7 +173,7 @@ class Job:
 
     @cached_property
     def facts(self) -> Line:
-        """What makes this fit that fit."""
+        """Identity of the fit."""
         parameters = self.method.get_params(deep=False)
         parameters.pop("backbone")
         model = self.bench.model
@@ -186,7 +190,7 @@ class Job:
 
     @cached_property
     def id(self) -> str:
-        """A hash of the facts."""
+        """A hash of the identity, which names its file."""
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:24]
 
     @property
@@ -239,10 +243,9 @@ class Job:
 
     def _pictured(self, clf: FewShotClassifier) -> bool:
         """Whether a report can show how images lie: zero-shot's, and those of methods that move them."""
-        bench, head = self.bench, clf.fitted_head()
-        moved = isinstance(head, CosineHead) and head.moves_images
+        bench, head = self.bench, clf.head_
         last = (self.draw.shots, self.draw.seed) == (max(bench.shots), bench.seeds[0])
-        return last and (moved or clf.method == "zero-shot")
+        return last and (head.moves_images or clf.method == "zero-shot")
 
     def _keep_features(self, clf: FewShotClassifier, test: str) -> str:
         """Write image features of a test set, MOST_FEATURES at most, and give the file's name."""
@@ -259,14 +262,14 @@ class Job:
         """Write the lines, and what their test sets are, so that nothing is ever half there."""
         folder = self.bench.out / "tests"
         for test, images in self.draw.tests.items():
-            place = folder / f"{id_of(self.facts, test)}.json"
-            if not place.exists():
+            path = folder / f"{id_of(self.facts, test)}.json"
+            if not path.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 content = {
                     "class_names": images.class_names, "labels": images.labels.tolist(),
                     "items": [str(item) for item in images.items],
                 }  # fmt: skip
-                write_atomically(place, json.dumps(content).encode())
+                write_atomically(path, json.dumps(content).encode())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, as_lines(lines))
 
@@ -342,8 +345,8 @@ def _spread(bench: Bench, jobs: int) -> None:
 def _work(bench: Bench, number: int, jobs: int) -> None:
     """Run every `jobs`-th fit that is not finished."""
     torch.set_num_threads(max((os.cpu_count() or 1) // jobs, 1))
-    for place, job in enumerate(bench.jobs()):
-        if place % jobs == number and job.lines() is None:
+    for row, job in enumerate(bench.jobs()):
+        if row % jobs == number and job.lines() is None:
             job.keep(job.run())
 
 
@@ -353,10 +356,10 @@ def read_results(folder: Path) -> list[Line]:
     if not cells:
         raise DataError(f"{folder} holds no results. Make some: handful bench ... --out {folder}")
     lines = [json.loads(line) for cell in cells for line in cell.read_text().splitlines()]
-    known = {name: place for place, name in enumerate(METHODS)}
+    rank = {name: number for number, name in enumerate(METHODS)}
 
     def key(line: Line) -> tuple[Any, ...]:
-        place = known.get(read_spec(line["method"])[0], len(known))
-        return line["protocol"], line["data"], place, line["method"], line["shots"], line["seed"]
+        own = rank.get(read_spec(line["method"])[0], len(rank))
+        return line["protocol"], line["data"], own, line["method"], line["shots"], line["seed"]
 
     return sorted(lines, key=key)

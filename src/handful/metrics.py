@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-SHOTS = (1, 2, 4, 8, 16)
-SEEDS = (1, 2, 3)
-"""Of the published few-shot protocol (methods.md §9.2)."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method on one draw: accuracy 0 to 1, seconds to fit, and how it was tuned."""
-
-    method: str
-    shots: int
-    seed: int
-    accuracy: float
-    seconds: float
-    selection: str
-    test: str = "test"
-    """Which of a protocol's test sets."""
 
 
 def accuracy(predicted: Sequence[Any] | NDArray[Any], truth: Sequence[Any] | NDArray[Any]) -> float:
@@ -46,13 +27,16 @@ def calibration_error(probabilities: NDArray[Any], truth: NDArray[Any], bins: in
     Guo et al. 2017, equation 3.
     """
     sure, right = probabilities.max(1), probabilities.argmax(1) == truth
-    place = np.minimum((sure * bins).astype(int), bins - 1)
-    gap = np.bincount(place, weights=sure - right, minlength=bins)
+    bin_ = np.minimum((sure * bins).astype(int), bins - 1)
+    gap = np.bincount(bin_, weights=sure - right, minlength=bins)
     return float(np.abs(gap).sum() / len(truth))
 
 
 def harmonic_mean(base: float, new: float) -> float:
-    """`2 b n / (b + n)` of accuracies on base and new classes, each the mean over seeds (methods.md §9.4)."""
+    """`2 b n / (b + n)` of accuracies on base and new classes, each the mean over seeds.
+
+    Of base to new (Zhou et al. 2022b, table 1).
+    """
     return 2 * base * new / (base + new) if base + new else 0.0
 
 

@@ -1,9 +1,9 @@
 """How much each layer of both towers knows of a data set: the figure behind MMA (Yang et al. 2024, figure 1).
 
-For images and for texts: can it be told from a layer's feature which data set a sample is from? And how
-alike are the two towers there? The article says (1) that the higher the layer, the better a data set is
-told, and the text tower at most layers better than the image tower; (2) that lower layers are harder to
-align. Its classifier and its choice of token are not published; these are ours (methods.md §7.3).
+For images and for texts: can it be predicted from a layer's feature which data set a sample is from? And
+how alike are the two towers there? The article says (1) that the higher the layer, the better data sets are
+separated, and by the text tower at most layers better than by the image tower; (2) that lower layers are
+harder to align. Its classifier and its choice of token are not published; these are ours.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Layers = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class LayerScore:
-    """How well data sets are told from one layer: balanced accuracy over the seeds, 0 to 1.
+    """How well data sets are predicted from one layer: balanced accuracy over the seeds, 0 to 1.
 
     Attributes
     ----------
@@ -124,7 +124,7 @@ def analyze_layers(
         There are fewer than two sets, or one is too small for the folds.
     """
     if len(datasets) < 2:
-        raise DataError(f"Got {len(datasets)} data sets, expected at least 2 to be told apart.")
+        raise DataError(f"Got {len(datasets)} data sets, expected at least 2 to be separated.")
     if not seeds:
         raise unexpected("seeds", seeds, "at least one")
     for tower in (backbone.image, backbone.text):
@@ -132,21 +132,21 @@ def analyze_layers(
     draws = {seed: _draw(datasets, check_integer("per_set", per_set, FOLDS), shots, seed) for seed in seeds}
     names, owners, classes = _names(datasets)
     texts = text_layers(backbone, names)
-    places = sorted({place for drawn in draws.values() for place in drawn})
+    drawn_ever = sorted({image for drawn in draws.values() for image in drawn})
     sets = list(datasets.values())
-    everything = image_layers(backbone, [sets[owner].items[row] for owner, row in places])
-    row_of = {place: row for row, place in enumerate(places)}
+    everything = image_layers(backbone, [sets[owner].items[row] for owner, row in drawn_ever])
+    row_of = {image: row for row, image in enumerate(drawn_ever)}
     scores: dict[tuple[str, str], list[tuple[float, float]]] = {}
     alike: dict[tuple[str, str], list[float]] = {}
     pairs = _pair(list(everything), list(texts))
     for seed, drawn in draws.items():
-        rows = torch.tensor([row_of[place] for place in drawn])
+        rows = torch.tensor([row_of[image] for image in drawn])
         images = {layer: features[rows] for layer, features in everything.items()}
         labels = {"image": np.array([owner for owner, _ in drawn]), "text": np.array(owners)}
         for side, layers in (("image", images), ("text", texts)):
             for layer, features in layers.items():
-                told = tell_apart(features.numpy(), labels[side], seed)
-                scores.setdefault((side, layer), []).append(told)
+                score = separate(features.numpy(), labels[side], seed)
+                scores.setdefault((side, layer), []).append(score)
         named = [(owner, sets[owner].class_names[sets[owner].labels[row]]) for owner, row in drawn]
         means, seen = _class_means(images, named, classes)
         for pair in pairs:
@@ -159,10 +159,10 @@ def analyze_layers(
         1 / len(datasets),
         [
             LayerScore(
-                cast(Any, side), layer, depth[side][layer], *mean_spread([a for a, _ in told]),
-                float(np.mean([b for _, b in told])),
+                cast(Any, side), layer, depth[side][layer], *mean_spread([a for a, _ in both]),
+                float(np.mean([b for _, b in both])),
             )
-            for (side, layer), told in scores.items()
+            for (side, layer), both in scores.items()
         ],
         [Alignment(a, b, depth["image"][a], *mean_spread(found)) for (a, b), found in alike.items()],
     )  # fmt: skip
@@ -243,7 +243,7 @@ def text_layers(backbone: Backbone, names: Sequence[str]) -> Layers:
 
 
 def _record(backbone: Backbone, tower: Tower, run: Any) -> tuple[list[Tensor], Tensor]:
-    """Run a tower; give the tokens on their way into the first block and after each, and the features."""
+    """Run a tower; give the tokens before the first block and after each, and the features."""
     states: list[Tensor] = []
 
     def enter(tokens: Tensor) -> Tensor:
@@ -291,8 +291,8 @@ def _class_means(
     return means, seen
 
 
-def tell_apart(features: NDArray[np.float32], labels: NDArray[np.int64], seed: int) -> tuple[float, float]:
-    """Tell labels from features `[N, D]`: balanced accuracy of logistic regression and of class means."""
+def separate(features: NDArray[np.float32], labels: NDArray[np.int64], seed: int) -> tuple[float, float]:
+    """Predict labels from features `[N, D]`: balanced accuracy of logistic regression and of class means."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -301,17 +301,17 @@ def tell_apart(features: NDArray[np.float32], labels: NDArray[np.int64], seed: i
     from sklearn.preprocessing import StandardScaler
 
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    ways = (LogisticRegression(C=1.0, max_iter=1000, class_weight="balanced"), NearestCentroid())
+    classifiers = (LogisticRegression(C=1.0, max_iter=1000, class_weight="balanced"), NearestCentroid())
     return cast(
         "tuple[float, float]",
         tuple(
             float(
                 balanced_accuracy_score(
                     labels,
-                    cross_val_predict(make_pipeline(StandardScaler(), way), features, labels, cv=folds),
+                    cross_val_predict(make_pipeline(StandardScaler(), clf), features, labels, cv=folds),
                 )
             )
-            for way in ways
+            for clf in classifiers
         ),
     )
 
@@ -358,8 +358,8 @@ def markdown(found: LayerAnalysis) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for one in found.scores:
-        told = f"{100 * one.mean:.1f} ± {100 * one.spread:.1f} | {100 * one.nearest:.1f}"
-        lines.append(f"| {one.side} | {one.layer} | {one.depth:.2f} | {told} |")
+        scores = f"{100 * one.mean:.1f} ± {100 * one.spread:.1f} | {100 * one.nearest:.1f}"
+        lines.append(f"| {one.side} | {one.layer} | {one.depth:.2f} | {scores} |")
     lines += ["", "| image layer | text layer | linear CKA, unbiased |", "| --- | --- | --- |"]
     lines += [
         f"| {pair.image_layer} | {pair.text_layer} | {pair.mean:.2f} ± {pair.spread:.2f} |"
@@ -382,7 +382,7 @@ def draw_layers(found: LayerAnalysis) -> bytes:
         left.plot(where, means, marker="o", color=colour, label=f"{side} tower")
         left.fill_between(where, means - spread, means + spread, color=colour, alpha=0.2, linewidth=0)
     left.axhline(100 * found.chance, color="0.4", linestyle="--", label="chance")
-    left.set(ylabel="data set told (balanced accuracy, %)", title="Which data set is it from?")
+    left.set(ylabel="balanced accuracy (%)", title="Which data set is it from?")
     means = np.array([pair.mean for pair in found.alignment])
     spread = np.array([pair.spread for pair in found.alignment])
     where = [pair.depth for pair in found.alignment]

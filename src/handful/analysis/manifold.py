@@ -51,7 +51,7 @@ def manifold(features: NDArray[np.float32], labels: NDArray[np.int64], seed: int
 
 
 def neighbour_accuracy(features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Share of images told right by their nearest others; of tied classes the lower one counts."""
+    """Share of images classified right by their nearest others; of tied classes the lower one counts."""
     alike = features @ features.T
     np.fill_diagonal(alike, -np.inf)
     count = min(NEIGHBOURS, len(labels) - 1)

@@ -1,4 +1,4 @@
-"""Which words are nearest to learned context vectors (CoOp, Zhou et al. 2022, §4.3)."""
+"""Which words are nearest to learned context vectors (Zhou et al. 2022a, §4.3)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Neighbour:
     distance
         Euclidean, between the vector and the token's embedding.
     sharing
-        How many tokens have this very embedding: more than one where training never told them apart.
+        How many tokens have this very embedding: more than one where training never separated them.
     """
 
     word: str

@@ -1,80 +1,88 @@
-"""`handful demo`: the main job on real images, offline, in a few minutes."""
+"""`handful demo`: the main job on real images, offline, in a minute."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
-from sklearn.base import clone
 
-from handful.backbones import Backbone, load_backbone
+from handful.bench import Bench, run_bench
 from handful.cli.digits import write_digits
-from handful.data import ImageSet, few_shot
-from handful.estimator import FewShotClassifier
+from handful.compare import compare, sensible
+from handful.data import few_shot
+from handful.files import write_atomically
 from handful.methods import METHODS
-from handful.protocols import SEEDS, SHOTS, few_shot_curves
-from handful.report import accuracy_table, draw_curves
-from handful.selection import folds
+from handful.names import SEEDS, SHOTS
+from handful.report import sheet_table
+from handful.report.page import write_report
+from handful.report.pictures import curves
+from handful.report.tables import accuracy_sheet, group
 
-TEMPLATES = "default"
-FOLDS = 4
+TITLE = "scikit-learn's digits, backbone mini (a demonstration model)"
+QUICK = tuple(name for name, cls in METHODS.items() if not cls.trains)
+"""Methods that fit in seconds: they don't train in steps."""
 
 
-def run_demo(folder: Path, out: Console, progress: Callable[[str], None]) -> None:
-    """Compare the methods that fit in seconds on scikit-learn's digits, keep the best, and predict with it.
+def run_demo(
+    folder: Path,
+    out: Console,
+    progress: Callable[[str], None],
+    shots: tuple[int, ...] = SHOTS,
+    seeds: tuple[int, ...] = SEEDS,
+) -> None:
+    """Bench the quick methods on scikit-learn's digits, choose one inside a support set, and predict with it.
 
     Parameters
     ----------
     folder
-        Where to put `digits/`, `curves.png` and `best/`.
+        Where to put `digits/`, `bench/` with its report, `curves.png` and `best/`.
     out
         Takes the results; `progress` takes what happens meanwhile.
+    shots, seeds
+        Images per class, and draws; the choice is made inside the first draw of the most images.
     """
     start = time.perf_counter()
     progress("Writing scikit-learn's 1,797 handwritten digits to class folders")
     write_digits(folder / "digits")
-    train, test = (ImageSet.from_folder(folder / "digits" / part) for part in ("train", "test"))
-    backbone = load_backbone("mini")
-    methods = {name: tuned(cls, backbone) for name, cls in METHODS.items() if not cls.trains}
-    cells, total = [], len(methods) * len(SHOTS) * len(SEEDS)
-    for cell in few_shot_curves(methods, train, test):
-        cells.append(cell)
-        if len(cells) % len(methods) == 0:
-            progress(f"{cell.shots} shots, draw {cell.seed}: {len(cells)} of {total} fits done")
-    title = "scikit-learn's digits, backbone mini (a demonstration model)"
-    out.print(accuracy_table(cells, title))
-    draw_curves(cells, folder / "curves.png", title)
+    bench = Bench(
+        "few-shot",
+        (str(folder / "digits"),),
+        tuple(map(support_spec, QUICK)),
+        folder / "bench",
+        shots=shots,
+        seeds=seeds,
+    )
+    fits = len(QUICK) * len(shots) * len(seeds)
+    progress(f"Fitting {len(QUICK)} methods on {len(shots) * len(seeds)} draws, {fits} fits")
+    (found,) = group(run_bench(bench))
+    out.print(sheet_table(replace(accuracy_sheet(found), title=TITLE)))
+    write_atomically(folder / "curves.png", curves(found, "test", TITLE))
+    report = write_report(bench.out)[-1]
 
-    support = few_shot(train, max(SHOTS), seed=1)
-    scores = {name: cross_validate(method, support) for name, method in methods.items()}
-    best = max(scores, key=lambda name: scores[name])
-    clf = clone(methods[best]).fit(support)
+    train, test = (bench.sets[0].part(part) for part in ("train", "test"))
+    support = few_shot(train, max(shots), seeds[0])
+    methods = sensible(bench.model, QUICK)
+    chosen = compare(methods, support, repeats=1, progress=progress)
+    score = next(one for one in chosen.ranks if one.method == chosen.best)
+    clf = methods[chosen.best].fit(support)
     clf.save(folder / "best")
     image = test.items[0]
     probabilities = clf.predict_proba([image])[0]
     row = int(probabilities.argmax())
     out.print(
         f"Best by cross-validation inside the {len(support)} support images (no test image seen): "
-        f"{best}, {100 * scores[best]:.1f} %; on the test images {100 * clf.score(test):.1f} %."
+        f"{chosen.best}, {100 * score.accuracy:.1f} ± {100 * score.error:.1f} %; on the test images "
+        f"{100 * clf.score(test):.1f} %."
     )
     out.print(f"{image}: {clf.classes_[row]} ({100 * probabilities[row]:.0f} %)")
-    out.print(f"Curves: {folder / 'curves.png'}   Classifier: {folder / 'best'}")
+    out.print(f"Curves: {folder / 'curves.png'}   Report: {report}   Classifier: {folder / 'best'}")
     progress(f"Done in {time.perf_counter() - start:.0f} s")
 
 
-def tuned(cls: type[FewShotClassifier], backbone: Backbone) -> FewShotClassifier:
-    """Make an estimator that chooses its hyper-parameters inside the support set, if it can."""
-    clf = cls()
-    wanted = {"backbone": backbone, "templates": TEMPLATES, "selection": "support"}
-    return clf.set_params(**{key: value for key, value in wanted.items() if key in clf.get_params()})
-
-
-def cross_validate(method: FewShotClassifier, support: ImageSet) -> float:
-    """Accuracy on images of the support set that a clone was not fitted on."""
-    right = 0.0
-    for fit, out in folds(np.asarray(support.labels), FOLDS):
-        right += clone(method).fit(support[fit]).score(support[out]) * len(out)
-    return right / len(support)
+def support_spec(name: str) -> str:
+    """Write a method for a bench so that it chooses its parameters inside the support set, if it can."""
+    settings = METHODS[name]().get_params()
+    return name if settings.get("selection", "support") == "support" else f"{name}:selection=support"

@@ -7,7 +7,7 @@ frozen value, `fitted_`; the other attributes that end in `_` are read from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -35,7 +35,7 @@ from handful.estimator.inputs import (
 )
 from handful.estimator.method import Method
 from handful.estimator.task import Learned, Task, Validation
-from handful.features import Features
+from handful.features import Features, Part
 from handful.heads import check_logits
 from handful.metrics import accuracy
 from handful.prompts import class_weights as encode_names
@@ -109,7 +109,7 @@ class FewShotClassifier(ClassifierMixin, Method):  # type: ignore[misc]
         head = keeping.checked(learned.head, self, names)
         parameters = self.get_params(deep=False)
         self.fitted_ = Fitted(
-            method=self.method or f"{type(self).__module__}:{type(self).__qualname__}",
+            method=self.saved_as(),
             backbone=parameters.pop("backbone", None),
             parameters=parameters,
             fingerprint=backbone.fingerprint if backbone else inputs.fingerprint if inputs else "",
@@ -239,6 +239,20 @@ class FewShotClassifier(ClassifierMixin, Method):  # type: ignore[misc]
         parts = [confidence.classify(fitted.head, fitted.calibration, x, unknown) for x in self.query(images)]
         probabilities, is_unknown = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
         return probabilities, is_unknown
+
+    def stream(
+        self, images: Any, unknown: float | str | None = None
+    ) -> Iterator[tuple[Part, confidence.Answer | None]]:
+        """Classify images as they are read, in flat memory: each part, and the answer for its `rows`.
+
+        An image that can't be read is among the `failures` of a part, with the reason.
+        """
+        fitted = self.fitted_
+        for part in self.parts(images):
+            some = bool(part.rows)
+            yield part, (
+                confidence.classify(fitted.head, fitted.calibration, part.values, unknown) if some else None
+            )
 
     def explain(self, image: Any, top: int = 5) -> explaining.Explanation:
         """Say why: the margin of each class, and the support images that decided, with their shares.

@@ -107,6 +107,11 @@ class Method(BaseEstimator):  # type: ignore[misc]
                 "names without any. Fit it on images of the new classes."
             )
 
+    @classmethod
+    def saved_as(cls) -> str:
+        """Give what a checkpoint calls it: its name, or `pkg.module:Class`."""
+        return cls.method or f"{cls.__module__}:{cls.__qualname__}"
+
     def settled(self) -> dict[str, Any]:
         """Give the parameters of the fit with what was chosen in place of the choice: a fit by these chooses
         nothing."""

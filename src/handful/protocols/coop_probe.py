@@ -1,19 +1,19 @@
-"""CoOp's linear probe, to the letter (methods.md §1.2)."""
+"""CoOp's linear probe to the letter: its draws, as CoOp's published code makes them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from handful.backbones import Backbone
 from handful.data import ImageSet
 from handful.errors import DataError
-from handful.features import encode
-from handful.methods import LogisticProbe
-from handful.metrics import SEEDS, SHOTS, Cell
+from handful.names import SEEDS, SHOTS
+from handful.protocols.draws import Draw
+
+VALIDATION = 4
+"""Validation images of a class, at most."""
 
 
 def coop_probe_draw(
@@ -28,33 +28,35 @@ def coop_probe_draw(
                 for label in range(len(train.class_names))
             ]
         )
-        for images, size in ((train, shots), (val, min(shots, 4)))
+        for images, size in ((train, shots), (val, min(shots, VALIDATION)))
     )
     return rows, some
 
 
-def coop_linear_probe(
-    backbone: Backbone,
+def coop_probe_draws(
     train: ImageSet,
     val: ImageSet,
     test: ImageSet,
     shots: Sequence[int] = SHOTS,
     runs: Sequence[int] = SEEDS,
-) -> Iterator[Cell]:
-    """Evaluate the linear probe as CoOp did, to the letter (methods.md §1.2).
+) -> Iterator[Draw]:
+    """Learn and validate on the draws of CoOp's linear probe, test on the whole of `test`.
 
-    Features are encoded once, as for testing, and not normalised. A run's draws are NumPy's, other
-    than CoOp's own: for each class in order its training images, then for each class
-    `min(shots, 4)` validation images, which choose C.
+    The baseline of Zhou et al. 2022a, §4.1, for `LogisticProbe(selection="val")`, which searches C as that
+    does. A run's draws are NumPy's, other than CoOp's own: for each class in order its training images,
+    then for each class `min(shots, 4)` validation images.
 
     Parameters
     ----------
-    backbone
-        Any backbone.
     train, val, test
         The whole splits, with the same classes.
     shots, runs
         Images per class, and the seeds of the draws.
+
+    Raises
+    ------
+    DataError
+        The classes differ, or one has too few images for the draws.
     """
     for images in (val, test):
         if images.class_names != train.class_names:
@@ -62,22 +64,12 @@ def coop_linear_probe(
     if not shots:
         raise DataError("Got shots=(), expected at least one number.")
     few = [np.bincount(images.labels, minlength=len(train.class_names)).min() for images in (train, val)]
-    if few[0] < max(shots) or few[1] < min(max(shots), 4):
+    if few[0] < max(shots) or few[1] < min(max(shots), VALIDATION):
         raise DataError(
             f"Got classes of {few[0]} training and {few[1]} validation images, expected {max(shots)} and "
-            f"{min(max(shots), 4)} of each."
+            f"{min(max(shots), VALIDATION)} of each."
         )
-    x, seen, unseen = (encode(backbone, images) for images in (train, val, test))
     for count in shots:
         for run in runs:
             rows, some = coop_probe_draw(train, val, count, run)
-            start = time.perf_counter()
-            clf = LogisticProbe(backbone, selection="val").fit(
-                x[rows],
-                train.labels[rows],
-                class_names=train.class_names,
-                validation=(seen[some], val.labels[some]),
-            )
-            seconds = time.perf_counter() - start
-            score = clf.score(unseen, test.labels)
-            yield Cell("coop-linear-probe", count, run, score, seconds, clf.selection_)
+            yield Draw(count, run, train[rows], {"test": test}, validation=val[some])

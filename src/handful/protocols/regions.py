@@ -1,4 +1,7 @@
-"""Class weights on ground-truth boxes: rare classes against frequent ones (methods.md §6.3)."""
+"""Class weights on ground-truth boxes: rare classes against frequent ones.
+
+A part of what Song et al. 2023 test as open-vocabulary detection.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ ZOOMS = (1.0, 1.5)
 
 @dataclass(frozen=True)
 class RegionScore:
-    """How many boxes of a group of classes are told right, 0 to 1."""
+    """How many boxes of a group of classes are classified right, 0 to 1."""
 
     method: str
     group: str
@@ -55,9 +58,9 @@ def region_classification(
     frequent: int = 100,
     templates: str | Sequence[str] = "default",
 ) -> list[RegionScore]:
-    """Tell ground-truth boxes by class weights as they are, and refined by a few boxes of each class.
+    """Classify ground-truth boxes by class weights as they are, and refined by a few boxes of each class.
 
-    What an open-vocabulary detector's head does with a box that it found (methods.md §6.3): the
+    What an open-vocabulary detector's head does with a box that it found (Song et al. 2023, LVIS): the
     detector is left out, so this measures the class weights alone.
 
     Parameters

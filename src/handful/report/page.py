@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import json
@@ -57,7 +58,7 @@ def write_report(folder: Path) -> list[Path]:
         for sheet in sheets(found, folder):
             markdown.append(sheet.markdown())
             page.append(as_html(sheet))
-        page += [f"<p><img src='{picture}' alt=''></p>" for picture in draw(found)]
+        page += [f"<p><img src='{source(picture)}' alt=''></p>" for picture in draw(found)]
         for test in found.tests:
             page.append(as_figures(found, folder, test))
             lying = manifolds(found, folder, test)
@@ -65,7 +66,8 @@ def write_report(folder: Path) -> list[Path]:
             if len(lying) > 1 and facts:
                 sheet = manifold_sheet(found, test, lying)
                 markdown.append(sheet.markdown())
-                page += [as_html(sheet), f"<p><img src='{pictures.manifolds(lying, facts[1])}' alt=''></p>"]
+                picture = source(pictures.manifolds(lying, facts[1]))
+                page += [as_html(sheet), f"<p><img src='{picture}' alt=''></p>"]
     document = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>handful: report</title>"
         f"<style>{STYLE}</style></head><body>{''.join(page)}</body></html>"
@@ -103,7 +105,12 @@ def read_test(found: Group, folder: Path, test: str) -> tuple[NDArray[np.int64],
     return np.array(facts["labels"]), facts["class_names"], facts["items"]
 
 
-def draw(found: Group) -> list[str]:
+def source(png: bytes) -> str:
+    """Write a PNG as what an `img` of a page that stands alone takes for its source."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def draw(found: Group) -> list[bytes]:
     """Give the pictures of a group."""
     drawn = []
     if len(found.shots) > 1:
@@ -159,7 +166,7 @@ def as_figures(found: Group, folder: Path, test: str) -> str:
 
 
 def thumbnail(item: str) -> str:
-    """Give a small picture as text; nothing where the image is gone."""
+    """Give the source of a small picture; of nothing where the image is gone."""
     try:
         image = decode(item)
     except DataError:
@@ -167,4 +174,4 @@ def thumbnail(item: str) -> str:
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()
     image.save(data, format="PNG")
-    return pictures.as_text(data.getvalue())
+    return source(data.getvalue())

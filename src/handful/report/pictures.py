@@ -1,8 +1,7 @@
-"""What a bench found, as pictures."""
+"""What a bench found, as pictures: each function gives a PNG."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 
@@ -13,19 +12,13 @@ from handful.analysis.manifold import Manifold
 from handful.report.tables import SUMMARIES, Group
 
 
-def _png(figure: Figure) -> str:
-    """Give a picture as text for a page that stands alone."""
+def _png(figure: Figure) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
-    return as_text(data.getvalue())
+    return data.getvalue()
 
 
-def as_text(png: bytes) -> str:
-    """Write a PNG as what an `img` takes for its source."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def curves(found: Group, test: str) -> str:
+def curves(found: Group, test: str, title: str | None = None) -> bytes:
     """Accuracy against shots; zero-shot is a level."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -43,13 +36,13 @@ def curves(found: Group, test: str) -> str:
             )
     axes.set_xscale("log", base=2)
     axes.set_xticks(found.shots, [str(shots) for shots in found.shots])
-    axes.set(xlabel="images per class", ylabel="test accuracy (%)", title=found.title)
+    axes.set(xlabel="images per class", ylabel="test accuracy (%)", title=title or found.title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)
 
 
-def bars(found: Group) -> str:
+def bars(found: Group) -> bytes:
     """Accuracy on every test set, a group of bars for each method; with the protocol's one number."""
     shots, tests = found.shots[-1], found.tests
     methods = [m for m in found.methods if any(found.mean(m, test, shots) for test in tests)]
@@ -58,16 +51,16 @@ def bars(found: Group) -> str:
     axes = figure.subplots()
     width = 0.8 / len(names)
     for number, name in enumerate(names):
-        for place, method in enumerate(methods):
+        for column, method in enumerate(methods):
             if name in tests:
                 value = found.mean(method, name, shots)
             else:
                 value = None if (one := found.summary(method, shots)) is None else (one, 0.0)
             if value:
-                label = name if place == 0 else None
-                where = place + (number - (len(names) - 1) / 2) * width
+                label = name if column == 0 else None
+                at = column + (number - (len(names) - 1) / 2) * width
                 axes.bar(
-                    where, value[0], width, yerr=value[1] or None, color=f"C{number}", label=label, capsize=2
+                    at, value[0], width, yerr=value[1] or None, color=f"C{number}", label=label, capsize=2
                 )
     axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
     axes.set(ylabel="test accuracy (%)", title=f"{found.title}, {shots} shots")
@@ -76,7 +69,7 @@ def bars(found: Group) -> str:
     return _png(figure)
 
 
-def manifolds(lying: Mapping[str, Manifold], names: Sequence[str]) -> str:
+def manifolds(lying: Mapping[str, Manifold], names: Sequence[str]) -> bytes:
     """Images in a plane, a panel for each method, one colour a class."""
     figure = Figure(figsize=(4.2 * len(lying), 4.4), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(lying)))
@@ -90,7 +83,7 @@ def manifolds(lying: Mapping[str, Manifold], names: Sequence[str]) -> str:
     return _png(figure)
 
 
-def price(found: Group, test: str) -> str:
+def price(found: Group, test: str) -> bytes:
     """Accuracy against seconds to fit, at the most shots."""
     shots = found.shots[-1]
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -109,13 +109,23 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def group(lines: Sequence[Line]) -> list[Group]:
-    """Sort lines into groups."""
+    """Sort lines into groups; backbones of one name are kept apart by their fingerprints."""
+    known: dict[str, set[str]] = {}
+    for line in lines:
+        known.setdefault(line["backbone"]["name"], set()).add(line["backbone"]["fingerprint"])
 
     def key(line: Line) -> tuple[str, str, str]:
-        return line["protocol"], line["data"], line["backbone"]["name"]
+        name, fingerprint = line["backbone"]["name"], line["backbone"]["fingerprint"]
+        label = name if len(known[name]) == 1 else f"{name} {fingerprint[:8]}"
+        return line["protocol"], line["data"], label
 
     found = _by(sorted(lines, key=key), key)
     return [Group(protocol, data, backbone, mine) for (protocol, data, backbone), mine in found]
+
+
+def selections(lines: Sequence[Line]) -> str:
+    """List how hyper-parameters were chosen, each word once."""
+    return ", ".join(dict.fromkeys(line["selection"] for line in lines))
 
 
 def is_oracle(lines: Sequence[Line], method: str) -> bool:
@@ -139,9 +149,9 @@ def accuracy_sheet(found: Group) -> Sheet:
     rows = []
     for method in found.methods:
         mine = [line for line in found.lines if line["method"] == method and "seconds" in line]
-        ways = ", ".join(dict.fromkeys(line["selection"] for line in mine))
         values = [_shown(found, method, *cell) for cell in cells]
-        row = [method, f"**{ways}**" if is_oracle(found.lines, method) else ways, *values]
+        chosen = selections(mine)
+        row = [method, f"**{chosen}**" if is_oracle(found.lines, method) else chosen, *values]
         if sums:
             numbers = [found.summary(method, shots) for shots in found.shots]
             row.append(", ".join(f"{number:.1f}" for number in numbers if number is not None) or "-")
@@ -182,8 +192,8 @@ def _shown(found: Group, method: str, test: str, shots: int) -> str:
 def summary(protocol: str, source: str, values: Mapping[str, float]) -> float | None:
     """Give the harmonic mean of base and new, or the mean of all test sets but the source's own.
 
-    Methods.md §9.4 to §9.6: of accuracies that are means over draws, not the mean of harmonic means.
-    None where the protocol has no such number, or a part of it is missing.
+    Of accuracies that are means over draws, not the mean of harmonic means, as Zhou et al. 2022b print them
+    (tables 1 to 3). None where the protocol has no such number, or a part of it is missing.
     """
     if protocol == "base-to-new":
         both = [values.get("base"), values.get("new")]
@@ -205,8 +215,8 @@ def averages(groups: Sequence[Group]) -> list[Group]:
         for key, mine in _by([line for one in alike for line in one.lines if "accuracy" in line], _cell):
             if len({line["data"] for line in mine}) == len(alike):
                 mean = {name: float(np.mean([line[name] for line in mine])) for name in MEANS}
-                ways = ", ".join(dict.fromkeys(line["selection"] for line in mine))
-                lines.append({**dict(zip(CELL, key, strict=True)), **mean, "selection": ways})
+                cell = dict(zip(CELL, key, strict=True))
+                lines.append({**cell, **mean, "selection": selections(mine)})
         if lines:
             found.append(Group(protocol, f"average of {len(alike)} data sets", backbone, lines))
     return found
@@ -318,7 +328,7 @@ def class_sheet(found: Group, test: str, names: Sequence[str]) -> Sheet | None:
         for row in dict.fromkeys(chosen)
     ]
     hurt = int((after < before).sum())
-    note = f"{hurt} of {len(order)} classes are told worse than by zero-shot. In %, mean over draws."
+    note = f"{hurt} of {len(order)} classes are classified worse than by zero-shot. In %, mean over draws."
     return Sheet(
         f"Who gains, who is hurt: {best}, {found.title}, {test}, {shots} shots",
         ["class", "zero-shot", best, "change"],

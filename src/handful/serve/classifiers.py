@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from handful import checkpoint
 from handful.backbones import Backbone
 from handful.errors import DataError, HandfulError, unexpected
 from handful.estimator import FewShotClassifier
@@ -36,8 +37,12 @@ class Prediction:
 # -- saved classifiers -----------------------------------------------------------------------------
 
 
-def load_models(folders: Sequence[Path], backbone: Backbone | None) -> dict[str, FewShotClassifier]:
+def load_models(
+    folders: Sequence[Path], backbone: Backbone | None, methods: Sequence[type[FewShotClassifier]] = ()
+) -> dict[str, FewShotClassifier]:
     """Load saved classifiers onto one backbone, by the names of their folders.
+
+    `methods` are the classes of those that are not built in.
 
     Raises
     ------
@@ -45,11 +50,13 @@ def load_models(folders: Sequence[Path], backbone: Backbone | None) -> dict[str,
         Two of them were fitted on different backbones: serve these apart.
     """
     found: dict[str, FewShotClassifier] = {}
+    own = {cls.saved_as(): cls for cls in methods}
     for folder in folders:
         name = folder.absolute().name
         if name in found:
             raise unexpected("MODEL", str(folder), f"folders of different names, not {name!r} twice")
-        clf = load(folder, backbone=backbone)
+        cls = own.get(checkpoint.read(folder)[1]["method"]) if own else None
+        clf = load(folder, backbone, cls)
         backbone = clf.loaded_backbone()
         found[name] = clf
     return found

@@ -58,10 +58,11 @@ def make_server(
     token: str | None = None,
     hosts: Collection[str] = (),
     limits: Limits | None = None,
+    methods: Sequence[type[FewShotClassifier]] = (),
 ) -> Server:
     """Load what is served, and give a server that listens once its `run` is called; see `run`."""
     _check_address(host, port)
-    models = load_models(folders, None)
+    models = load_models(folders, None, methods)
     loaded = (
         next(iter(models.values())).loaded_backbone() if models else load_backbone(backbone, weights=weights)
     )

@@ -1,0 +1,112 @@
+"""Options and small helpers that several commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from handful.backbones import Backbone
+    from handful.data import ImageSet
+    from handful.estimator import FewShotClassifier
+
+Model = Annotated[Path, typer.Argument(help="A folder that `handful fit` wrote.")]
+Data = Annotated[
+    Path, typer.Argument(help="A folder of class folders, or a CSV or JSONL with path and label.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+OnError = Annotated[str, typer.Option(help="What bad files do: raise, or skip with a report.")]
+BackboneName = Annotated[str, typer.Option(help="mini, model/tag, hf-hub:org/name, or a config.json.")]
+Weights = Annotated[Path | None, typer.Option(help="The weights, for a config.json.")]
+OwnMethod = Annotated[
+    str | None,
+    typer.Option("--method", help="The class, pkg.module:Class, for a method that is not built in."),
+]
+OwnBackbone = Annotated[
+    str | None,
+    typer.Option("--backbone", help="Where to load the backbone from, in place of what the classifier says."),
+]
+
+
+def say(text: str) -> None:
+    """Write a line to stderr."""
+    typer.echo(text, err=True)
+
+
+def console() -> Console:
+    """Give a place for tables on stdout, of one width where that is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 110)
+
+
+def import_from_here(names: Iterable[str]) -> None:
+    """Let an import path among the names be one of the current folder, as `python -m` does."""
+    here = str(Path.cwd())
+    if any(":" in name and "=" not in name for name in names) and sys.path[0] != here:
+        sys.path.insert(0, here)
+
+
+def find_class(name: str) -> type[FewShotClassifier]:
+    """Find the class of a method by its name or import path."""
+    from handful.methods import find_method
+
+    import_from_here([name])
+    return find_method(name)
+
+
+def read_specs(methods: list[str] | None) -> list[str]:
+    """Read methods that are given one at a time, or as `one,two`."""
+    every = [spec.split(",") if ":" not in spec else [spec] for spec in methods or []]
+    specs = [one for some in every for one in some if one]
+    import_from_here(specs)
+    return specs
+
+
+def read_images(data: Path, on_error: str = "raise") -> ImageSet:
+    """Read labelled images from a folder or a table, and say what was found."""
+    from handful.data import ImageSet
+    from handful.errors import unexpected
+
+    if on_error not in ("raise", "skip"):
+        raise unexpected("on_error", on_error, "'raise' or 'skip'")
+    read = ImageSet.from_folder if data.is_dir() or not data.suffix else ImageSet.from_table
+    images = read(data, on_error="skip" if on_error == "skip" else "raise")
+    count = len(images.class_names)
+    say(f"{data}: {count} class{'es' * (count != 1)}, {images.report}")
+    return images
+
+
+def load_classifier(
+    model: Path, method: str | None, backbone: str | None, weights: Path | None
+) -> FewShotClassifier:
+    """Load a saved classifier; its class and its backbone may be given."""
+    from handful import load
+
+    cls = None if method is None else find_class(method)
+    return load(model, given_backbone(backbone, weights), cls)
+
+
+def given_backbone(backbone: str | None, weights: Path | None, **settings: Any) -> Backbone | None:
+    """Load the backbone that is to be used in place of a classifier's recorded one; None for that one."""
+    from handful import load_backbone
+    from handful.errors import unexpected
+
+    if backbone is None:
+        if weights is not None:
+            raise unexpected("--weights", str(weights), "none without --backbone, the config.json of them")
+        return None
+    return load_backbone(backbone, weights=weights, **settings)
+
+
+def plain(value: object) -> str:
+    """Write a value for people: what is inside of it one after the other, numbers of four digits."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {plain(inside)}" for name, inside in value.items()) or "nothing"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

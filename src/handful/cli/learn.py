@@ -1,0 +1,236 @@
+"""Commands that learn: demo, fit, meta-train and compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from handful.cli.common import (
+    AsJson,
+    BackboneName,
+    Data,
+    OnError,
+    Weights,
+    console,
+    find_class,
+    plain,
+    read_images,
+    read_specs,
+    say,
+)
+from handful.names import METHODS
+
+if TYPE_CHECKING:
+    from handful.backbones import Backbone
+    from handful.data import ImageSet
+    from handful.estimator import FewShotClassifier
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where to write images, results, picture and classifier.")] = Path(
+        "handful-demo"
+    ),
+) -> None:
+    """Bench the quick methods on real handwritten digits, offline, in a minute."""
+    from handful.cli.tour import run_demo
+    from handful.errors import unexpected
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unexpected("--out", str(out), f"a folder that can be written ({error.strerror})") from error
+    run_demo(out, console(), say)
+
+
+def fit(
+    folder: Data,
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}, or pkg.module:Class.")] = "tip-adapter",
+    backbone: BackboneName = "mini",
+    weights: Weights = None,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Draw this many images per class; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Which draw: CoOp's for this seed.")] = 1,
+    validation: Annotated[
+        Path | None, typer.Option(help="Labelled images for -p selection=val (the test set for oracle).")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", "-p", help="A parameter of the method, name=value; repeatable."),
+    ] = None,
+    calibrate: Annotated[
+        float | None,
+        typer.Option(
+            help="Calibrate probabilities inside the support set, and call images unknown at this "
+            "false-alarm rate, as 0.05."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where to save the classifier.")] = Path("handful-model"),
+    on_error: OnError = "raise",
+    as_json: AsJson = False,
+) -> None:
+    """Learn classes from images, and save the classifier."""
+    import time
+
+    from handful import few_shot
+    from handful.errors import Interrupted
+
+    cls = find_class(method)
+    parameters = _parameters(cls, method, param or [])
+    _check_free(out)
+    images = _read_classes(folder, on_error)
+    support = few_shot(images, shots, seed) if shots else images
+    clf = cls(_load_backbone(backbone, weights), **parameters)
+    start = time.perf_counter()
+    seen = None if validation is None else read_images(validation, on_error)
+    try:
+        clf.fit(support, validation=seen)
+    except Interrupted as stopped:
+        clf.save(out)
+        say(f"{stopped} {out} holds it.")
+        raise typer.Exit(130) from None
+    seconds = time.perf_counter() - start
+    if shots:
+        _record_draw(clf, folder, shots, seed)
+    if calibrate is not None:
+        given: dict[str, Any] = {} if seen is None else {"validation": seen}
+        clf.calibrate(support, false_alarm=calibrate, **given)
+    clf.save(out)
+    _print_fit(clf, {"model": str(out), "method": method, "images": len(support)}, seconds, as_json)
+    say(f"next: handful evaluate {out} TEST_FOLDER, handful predict {out} IMAGE")
+
+
+def _record_draw(clf: FewShotClassifier, folder: Path, shots: int, seed: int) -> None:
+    """Write down where the support set was drawn from, and how."""
+    clf.draw_ = {"data": folder.absolute().name, "shots": shots, "seed": seed}
+
+
+def _print_fit(clf: FewShotClassifier, facts: dict[str, Any], seconds: float, as_json: bool) -> None:
+    """Print what a fit found out; its notes go to stderr."""
+    for note in clf.notes_:
+        say(f"note: {note}")
+    facts = {
+        **facts,
+        "classes": len(clf.class_names_),
+        "selection": clf.selection_,
+        "selected": clf.selected_,
+        "seconds": round(seconds, 2),
+        **({"calibration": clf.calibration_.facts()} if clf.calibration_ else {}),
+    }
+    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {plain(v)}" for k, v in facts.items()))
+
+
+def meta_train(
+    folder: Data,
+    backbone: BackboneName = "mini",
+    weights: Weights = None,
+    regime: Annotated[str, typer.Option(help="episodic (ours) or published.")] = "episodic",
+    shots: Annotated[int, typer.Option(min=1, help="Support images of a class, at most.")] = 16,
+    epochs: Annotated[int, typer.Option(min=1)] = 5,
+    lr: Annotated[float, typer.Option()] = 1e-4,
+    seed: Annotated[int, typer.Option()] = 0,
+    out: Annotated[Path, typer.Option(help="Where to save the network.")] = Path("meta_adapter.safetensors"),
+    on_error: OnError = "raise",
+) -> None:
+    """Train Meta-Adapter's network once, for `fit --method meta-adapter -p refiner=FILE` on any classes."""
+    from handful import load_backbone
+    from handful import meta_train as train
+
+    images = read_images(folder, on_error)
+    model = load_backbone(backbone, weights=weights)
+    refiner = train(model, images, regime=regime, shots=shots, epochs=epochs, lr=lr, seed=seed)  # type: ignore[arg-type]
+    refiner.save(out)
+    typer.echo(f"{out}: trained on {len(images)} images, last loss {refiner.facts['training']['loss']:.4f}")
+
+
+def compare(
+    folder: Data,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="A method; repeatable, or one,two. Default: all that take seconds."),
+    ] = None,
+    backbone: BackboneName = "mini",
+    weights: Weights = None,
+    folds: Annotated[int, typer.Option(min=2, help="At most; as many as the smallest class has images.")] = 4,
+    repeats: Annotated[int, typer.Option(min=1, help="How often, with other folds.")] = 3,
+    fit_best: Annotated[
+        bool, typer.Option("--fit-best", help="Fit the best on all images, and save it.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where to save it.")] = Path("handful-model"),
+    on_error: OnError = "raise",
+    as_json: AsJson = False,
+) -> None:
+    """Say which method to take for these images, and whether it beats zero-shot; no test set needed."""
+    from dataclasses import asdict
+
+    from handful.compare import compare as compare_methods
+    from handful.compare import sensible
+    from handful.report import comparison_table
+
+    if fit_best:
+        _check_free(out)
+    names = read_specs(methods)
+    for name in names:
+        find_class(name)
+    images = _read_classes(folder, on_error)
+    candidates = sensible(_load_backbone(backbone, weights), names or None)
+    found = compare_methods(candidates, images, count=folds, repeats=repeats, progress=say)
+    if fit_best:
+        candidates[found.best].fit(images).save(out)
+        say(f"{found.best}, fitted on all {len(images)} images: {out}")
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    console().print(comparison_table(found))
+    typer.echo(found.advice)
+
+
+def _read_classes(folder: Path, on_error: str) -> ImageSet:
+    """Read what is learned from: at least two classes."""
+    from handful.errors import DataError
+
+    images = read_images(folder, on_error)
+    if len(images.class_names) < 2:
+        raise DataError(
+            f"{folder} holds one class, {images.class_names[0]!r}, expected at least two: whatever is asked "
+            "about, a classifier of one class says that one. Add a folder of other images."
+        )
+    return images
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a folder that holds anything but a saved classifier, before any work."""
+    from handful.checkpoint import check_place
+
+    check_place(out)
+    if (out / "head.json").exists():
+        say(f"note: {out} holds a classifier, which will be replaced")
+
+
+def _load_backbone(backbone: str, weights: Path | None) -> Backbone:
+    """Load a backbone, and say so if it is one to try things with."""
+    from handful import load_backbone
+
+    if backbone == "mini":
+        say("note: backbone mini is a demonstration model; for real work, --backbone ViT-B-16/openai")
+    return load_backbone(backbone, weights=weights)
+
+
+def _parameters(cls: type[FewShotClassifier], method: str, pairs: list[str]) -> dict[str, Any]:
+    """Read parameters of a method, `name=value`: the value as JSON where it is, as a word where it isn't."""
+    from handful.errors import unexpected
+    from handful.methods import read_value
+
+    known = sorted(set(cls._get_param_names()) - {"backbone"})
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"got {pair!r}, expected name=value, as in alpha=2.0")
+        if name not in known:
+            raise unexpected("--param", name, f"a parameter of {method}: {known}")
+        found[name] = read_value(value)
+    return found

@@ -1,0 +1,32 @@
+"""Methods and protocols by name, for help texts that can't wait for torch."""
+
+from __future__ import annotations
+
+METHODS = (
+    "zero-shot",
+    "linear-probe",
+    "logistic-probe",
+    "tip-adapter",
+    "tip-adapter-f",
+    "meta-adapter",
+    "clip-adapter",
+    "text-tuning",
+    "fine-tuning",
+    "coop",
+    "cocoop",
+    "mma",
+)
+"""The names of `handful.METHODS`, in its order; a test holds them together."""
+SHOTS = (1, 2, 4, 8, 16)
+"""Images per class of the few-shot protocol (Zhou et al. 2022a, §4.1)."""
+SEEDS = (1, 2, 3)
+"""Draws of every protocol."""
+PROTOCOLS = {
+    "few-shot": SHOTS,
+    "base-to-new": (16,),
+    "cross-dataset": (16,),
+    "domain-shift": (16,),
+    "cross-category": (16,),
+    "coop-probe": SHOTS,
+}
+"""The protocols of `handful.bench`, each with the images per class that it is published with."""
