@@ -1,10 +1,11 @@
 """What one `handful predict MODEL IMAGE` costs as a whole process, beside `import torch` alone.
 
-    uv run python benchmarks/cold_start.py [--methods tip-adapter linear-probe] [--runs 5]
+    uv run python benchmarks/cold_start.py [--methods tip-adapter linear-probe] [--runs 5] [--no-bytecode]
 
 Classifiers are fitted on the embedded backbone `mini` and images of noise in a folder that is thrown away.
-Processes alternate, after one of each that warms the page cache. CPU seconds are user and system time of
-the whole process: on a busy machine the share of `import torch` in the same run says more.
+Processes alternate, after one of each that warms the page cache and writes bytecode; with `--no-bytecode`
+each process compiles every source that it imports, as PYTHONDONTWRITEBYTECODE makes it. CPU seconds are user
+and system time of the whole process: on a busy machine the share of `import torch` in the same run says more.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from PIL import Image
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--methods", nargs="+", default=["tip-adapter", "linear-probe"])
 parser.add_argument("--runs", type=int, default=5)
+parser.add_argument("--no-bytecode", action="store_true")
 HEAVY = (
     "open_clip", "timm", "torchvision", "torch._dynamo", "sympy", "sklearn", "sklearn.linear_model", "scipy",
     "scipy.optimize", "scipy.stats", "matplotlib", "huggingface_hub", "transformers", "rich", "typer",
@@ -69,7 +71,9 @@ def main() -> None:
     args = parser.parse_args()
     handful = [sys.executable, "-m", "handful"]
     with tempfile.TemporaryDirectory() as name:
-        os.environ["HANDFUL_CACHE"] = f"{name}/cache"
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ |= {"HANDFUL_CACHE": f"{name}/cache", "PYTHONPYCACHEPREFIX": f"{name}/bytecode"}
+        os.environ |= {"PYTHONDONTWRITEBYTECODE": "1"} if args.no_bytecode else {}
         classes, image = write_noise(Path(name))
         commands = {"import torch": [sys.executable, "-c", "import torch"]}
         for method in args.methods:

@@ -435,6 +435,7 @@ def test_settings_that_a_config_leaves_out_are_open_clip_s():
         ({"mode": "L"}, "mode 'L'"),
         ({"mean": [0.5, 0.5]}, "not a number or 3"),
         ({"std": "wide"}, "not a number or 3"),
+        ({"std": [0.2, 0.0, 0.2]}, "a std of 0"),
         ({"fill_color": [1, 2, 3]}, "fill_color as a grey level"),
     ],
 )

@@ -84,6 +84,8 @@ class Preprocessing:
                 _each(given[key], n) for key, n in (("size", 2), ("mean", 3), ("std", 3))
             )
             fill = int(given["fill_color"])
+            if not all(std):
+                raise ValueError("a std of 0")
         except (TypeError, ValueError) as error:
             raise BackboneError(
                 f"Got preprocess_cfg {dict(settings)}, expected size as a number or [height, width], mean "
@@ -97,8 +99,8 @@ class Preprocessing:
             given["resize_mode"],
             "bilinear" if bilinear else "bicubic",
             fill,
-            mean,
-            std,
+            tuple(map(float, mean)),
+            tuple(map(float, std)),
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
