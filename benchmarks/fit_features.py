@@ -25,7 +25,7 @@ from torch import Tensor
 
 import handful
 from handful.refiner import Refiner
-from handful.train import seeded
+from handful.schedule import seeded
 
 WIDTH = 512
 Task = tuple[Tensor, Tensor, Tensor, list[str]]

@@ -21,6 +21,7 @@ from torch import Tensor
 import handful
 from handful.estimator import Task
 from handful.towers import Taps
+from handful.towers.image import NO_SLOTS
 
 parser = options(__doc__, classes=100, batch=4, context=0)
 parser.add_argument("--first-block", type=int, default=5)
@@ -36,7 +37,7 @@ def steps(args: argparse.Namespace, which: str = "") -> dict[str, Step]:
     labels = torch.randint(args.classes, (args.batch,), generator=generator)
     task = Task(None, labels, tuple(class_names(args.classes)), None, SCALE, backbone)
     adapters = clf.start(backbone, generator)
-    model, pairs, enter = clf.learner(task, adapters), clf.pairs(backbone), clf.entrance(backbone)
+    model, pairs, enter = clf.learner(task, adapters), clf.pairs(backbone), clf.input_stage(backbone)
     assert enter is not None
     found: dict[str, Step] = {}
 
@@ -56,8 +57,7 @@ def steps(args: argparse.Namespace, which: str = "") -> dict[str, Step]:
         def published() -> dict[str, Tensor]:
             with Taps(backbone.image) as images, Taps(backbone.text) as texts:
                 for side, taps in (("image", images), ("text", texts)):
-                    for block, fn in adapters.after(side, taps.tower, pairs).items():
-                        taps.after(block, fn)
+                    taps.put(adapters.after(side, taps.tower, pairs), NO_SLOTS)
                 unit = F.normalize(whole.encode_image(pixels), dim=-1)
                 return finish(unit @ F.normalize(whole.encode_text(prompts), dim=-1).T)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from handful.heads import CacheHead
+from handful.methods.features.tip_adapter import CacheHead
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--keys", type=int, default=1_000_000)
@@ -46,7 +46,7 @@ def main() -> None:
     head = CacheHead(text, keys, labels, 100.0, 1.17, 5.5)
     images = torch.randn(args.images, args.width)
     before, start = held(), time.perf_counter()
-    head.logits(images)
+    head.read(images)
     seconds, above = time.perf_counter() - start, peak() - before
     print(f"{args.keys} keys, {args.images} images: {above:.2f} GB above the cache, {seconds:.1f} s")
     print(json.dumps({"above_gb": float(f"{above:.3g}"), "seconds": float(f"{seconds:.3g}")}))

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handful.search import best_cache
+from handful.methods.features.tip_adapter import cache_logits
+from handful.search import best_pair, by_class
 
 BETAS, ALPHAS, TOP = 200, 20, (7.0, 3.0)
 
@@ -58,9 +59,11 @@ def main() -> None:
         return best
 
     def exact() -> float:
-        return best_cache(
-            base, lambda rows: x[rows] @ keys.T, key_labels, labels, (alphas[0], alphas[-1]), betas
-        ).accuracy
+        index = by_class(key_labels, base.shape[1])
+        return best_pair(
+            base, lambda rows, some: cache_logits(x[rows] @ keys.T, index, some), labels,
+            (alphas[0], alphas[-1]), betas,
+        ).accuracy  # fmt: skip
 
     some = betas[:: BETAS // args.timed_betas][: args.timed_betas]
     theirs, ours = [], []

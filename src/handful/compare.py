@@ -261,7 +261,9 @@ def beside_zero_shot(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Give logits `[N, C]` of a classifier and of zero-shot, for images that are read once for both."""
     backbone, head = clf.loaded_backbone(), clf.head_
-    zero = ZeroShot(backbone, templates=getattr(clf, "templates", "default")).fit(class_names=clf.class_names_)
+    zero = ZeroShot(backbone, templates=getattr(clf, "templates", "default")).fit(
+        class_names=clf.class_names_
+    )
     if head.needs != "pixels":
         features = encode(backbone, images)
         return clf.decision_function(features), zero.decision_function(features)

@@ -176,7 +176,7 @@ def train(
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, device = schedule.build_optimizer(parameters), parameters[0].device
-    losses, notes = list[float](), ()
+    losses, notes = list[float](), tuple[str, ...]()
     store = None if key is None else SnapshotStore(key, schedule, [tuple(p.shape) for p in parameters])
     kept = store.read() if store else None
     if kept is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from handful.data import ImageSet
     from handful.estimator import FewShotClassifier
 
+T = TypeVar("T")
 Model = Annotated[Path, typer.Argument(help="A folder that `handful fit` wrote.")]
 Data = Annotated[
     Path, typer.Argument(help="A folder of class folders, or a CSV or JSONL with path and label.")
@@ -70,14 +71,32 @@ def read_specs(methods: list[str] | None) -> list[str]:
 
 
 def read_images(data: Path, on_error: str = "raise") -> ImageSet:
-    """Read labelled images from a folder or a table, and say what was found."""
+    """Read labelled images from a folder or a table, each file opened to look; say what was found."""
+    return _report(data, _listed(data, on_error, verify=True))
+
+
+def use_images(data: Path, on_error: str, use: Callable[[ImageSet], T]) -> tuple[T, ImageSet]:
+    """Use labelled images, and let the use find those that can't be read: each file is read once.
+
+    Gives what the use gives, and the images that it used; says what was found.
+    """
+    from handful.data import use_readable
+
+    found, images = use_readable(_listed(data, on_error), use, on_error)  # type: ignore[arg-type]
+    return found, _report(data, images.with_same())
+
+
+def _listed(data: Path, on_error: str, verify: bool = False) -> ImageSet:
     from handful.data import ImageSet
     from handful.errors import unexpected
 
     if on_error not in ("raise", "skip"):
         raise unexpected("on_error", on_error, "'raise' or 'skip'")
     read = ImageSet.from_folder if data.is_dir() or not data.suffix else ImageSet.from_table
-    images = read(data, on_error="skip" if on_error == "skip" else "raise")
+    return read(data, on_error="skip" if on_error == "skip" else "raise", verify=verify)
+
+
+def _report(data: Path, images: ImageSet) -> ImageSet:
     count = len(images.class_names)
     say(f"{data}: {count} class{'es' * (count != 1)}, {images.report}")
     return images

@@ -20,11 +20,13 @@ from handful.cli.common import (
     read_images,
     read_specs,
     say,
+    use_images,
 )
 from handful.names import METHODS
 
 if TYPE_CHECKING:
     from handful.backbones import Backbone
+    from handful.compare import Comparison
     from handful.data import ImageSet
     from handful.estimator import FewShotClassifier
 
@@ -74,6 +76,7 @@ def fit(
 ) -> None:
     """Learn classes from images, and save the classifier."""
     import time
+    from dataclasses import replace
 
     from handful import few_shot
     from handful.errors import Interrupted
@@ -81,31 +84,31 @@ def fit(
     cls = find_class(method)
     parameters = _parameters(cls, method, param or [])
     _check_free(out)
-    images = _read_classes(folder, on_error)
-    support = few_shot(images, shots, seed) if shots else images
     clf = cls(_load_backbone(backbone, weights), **parameters)
-    start = time.perf_counter()
     seen = None if validation is None else read_images(validation, on_error)
+    start = time.perf_counter()
+
+    def learn(images: ImageSet) -> ImageSet:
+        support = few_shot(_check_classes(folder, images), shots, seed) if shots else images
+        clf.fit(_check_classes(folder, support), validation=seen)
+        return support
+
     try:
-        clf.fit(support, validation=seen)
+        support, _ = use_images(folder, on_error, learn)
     except Interrupted as stopped:
         clf.save(out)
         say(f"{stopped} {out} holds it.")
         raise typer.Exit(130) from None
     seconds = time.perf_counter() - start
     if shots:
-        _record_draw(clf, folder, shots, seed)
+        drawn = {"data": folder.absolute().name, "shots": shots, "seed": seed}
+        clf.fitted_ = replace(clf.fitted_, draw=drawn)
     if calibrate is not None:
         given: dict[str, Any] = {} if seen is None else {"validation": seen}
         clf.calibrate(support, false_alarm=calibrate, **given)
     clf.save(out)
     _print_fit(clf, {"model": str(out), "method": method, "images": len(support)}, seconds, as_json)
     say(f"next: handful evaluate {out} TEST_FOLDER, handful predict {out} IMAGE")
-
-
-def _record_draw(clf: FewShotClassifier, folder: Path, shots: int, seed: int) -> None:
-    """Write down where the support set was drawn from, and how."""
-    clf.draw_ = {"data": folder.absolute().name, "shots": shots, "seed": seed}
 
 
 def _print_fit(clf: FewShotClassifier, facts: dict[str, Any], seconds: float, as_json: bool) -> None:
@@ -175,9 +178,13 @@ def compare(
     names = read_specs(methods)
     for name in names:
         find_class(name)
-    images = _read_classes(folder, on_error)
     candidates = sensible(_load_backbone(backbone, weights), names or None)
-    found = compare_methods(candidates, images, count=folds, repeats=repeats, progress=say)
+
+    def choose(images: ImageSet) -> Comparison:
+        chosen = _check_classes(folder, images)
+        return compare_methods(candidates, chosen, count=folds, repeats=repeats, progress=say)
+
+    found, images = use_images(folder, on_error, choose)
     if fit_best:
         candidates[found.best].fit(images).save(out)
         say(f"{found.best}, fitted on all {len(images)} images: {out}")
@@ -188,11 +195,10 @@ def compare(
     typer.echo(found.advice)
 
 
-def _read_classes(folder: Path, on_error: str) -> ImageSet:
-    """Read what is learned from: at least two classes."""
+def _check_classes(folder: Path, images: ImageSet) -> ImageSet:
+    """Refuse to learn one class."""
     from handful.errors import DataError
 
-    images = read_images(folder, on_error)
     if len(images.class_names) < 2:
         raise DataError(
             f"{folder} holds one class, {images.class_names[0]!r}, expected at least two: whatever is asked "

@@ -17,8 +17,8 @@ from handful.cli.common import (
     OwnMethod,
     Weights,
     load_classifier,
-    read_images,
     say,
+    use_images,
 )
 
 
@@ -42,16 +42,18 @@ def predict(
     results: list[dict[str, Any]] = []
     for part, answer in clf.stream(files, read_value(unknown) if unknown else None):
         bad |= part.failures
-        for place, row in enumerate(part.rows if answer else []):
+        for place, row in enumerate(part.rows):
             shares, new = answer.probabilities[place], bool(answer.is_unknown[place])
             best = shares.argsort(descending=True, stable=True)[:top].tolist()
-            classes = [{"class": str(clf.classes_[c]), "probability": round(float(shares[c]), 6)} for c in best]
+            classes: list[dict[str, Any]] = [
+                {"class": str(clf.classes_[c]), "probability": round(float(shares[c]), 6)} for c in best
+            ]
             result: dict[str, Any] = {"image": str(files[row]), "predictions": classes}
             results.append(result | ({"unknown": new} if unknown else {}))
             if not as_json:
                 shown = ", ".join(f"{a['class']} {100 * a['probability']:.1f} %" for a in classes)
                 typer.echo(f"{files[row]}: {'unknown, nearest ' if unknown and new else ''}{shown}")
-    errors = [reason for _, reason in sorted(bad.items())]
+    errors = [f"{files[row]}: {reason}" for row, reason in sorted(bad.items())]
     if as_json:
         typer.echo(json.dumps({"results": results, "errors": errors}, ensure_ascii=False))
     for reason in errors:
@@ -86,7 +88,7 @@ def evaluate(
     from handful.compare import evaluate as measure
 
     clf = load_classifier(model, method, backbone, weights)
-    found = measure(clf, read_images(folder, on_error))
+    found, _ = use_images(folder, on_error, lambda images: measure(clf, images))
     if record:
         own = found.record(model, folder)
         say(f"recorded in {model}" + ("" if own else ", but not in README.md, which a person changed"))

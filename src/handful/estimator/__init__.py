@@ -242,17 +242,18 @@ class FewShotClassifier(ClassifierMixin, Method):  # type: ignore[misc]
 
     def stream(
         self, images: Any, unknown: float | str | None = None
-    ) -> Iterator[tuple[Part, confidence.Answer | None]]:
+    ) -> Iterator[tuple[Part, confidence.Answer]]:
         """Classify images as they are read, in flat memory: each part, and the answer for its `rows`.
 
         An image that can't be read is among the `failures` of a part, with the reason.
         """
         fitted = self.fitted_
         for part in self.parts(images):
-            some = bool(part.rows)
-            yield part, (
-                confidence.classify(fitted.head, fitted.calibration, part.values, unknown) if some else None
-            )
+            if part.rows:
+                yield part, confidence.classify(fitted.head, fitted.calibration, part.values, unknown)
+            else:
+                nothing = torch.zeros(0, len(fitted.class_names))
+                yield part, confidence.Answer(nothing, torch.zeros(0, dtype=torch.bool))
 
     def explain(self, image: Any, top: int = 5) -> explaining.Explanation:
         """Say why: the margin of each class, and the support images that decided, with their shares.

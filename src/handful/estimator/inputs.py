@@ -14,7 +14,7 @@ from torch import Tensor
 
 from handful.backbones import Backbone
 from handful.data.sets import ImageSet, check_names, clean_name
-from handful.errors import DataError, FingerprintError, unexpected
+from handful.errors import DataError, FingerprintError, check_integer, unexpected
 from handful.estimator.task import Source, Validation
 from handful.features import CROP_SCALE, Features, Part, encode, stream, stream_pixels
 from handful.features.online import Online
@@ -66,12 +66,13 @@ class ImageReader:
         items, backbone = as_items(images), self._backbone()
         if self.trains and self.views == "online":
             return Online(backbone, items, self.crop_scale, self.stage)
+        views = check_integer("views", self.views, 0)
         if self.stage:
             return Views(
-                backbone, items, self.stage, views=self.views, seed=self.seed, crop_scale=self.crop_scale,
+                backbone, items, self.stage, views=views, seed=self.seed, crop_scale=self.crop_scale,
                 keep=self.keep,
             )  # fmt: skip
-        return encode(backbone, items, views=self.views, seed=self.seed, crop_scale=self.crop_scale)
+        return encode(backbone, items, views=views, seed=self.seed, crop_scale=self.crop_scale)
 
     def features(self, images: Any) -> Features:
         """Read more support images as features."""

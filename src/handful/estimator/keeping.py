@@ -111,7 +111,7 @@ def for_classes(
         shots = []  # of names that were replaced, and nothing was learned on them
     task = Task(None, torch.zeros(0, dtype=torch.int64), names, class_weights, backbone.scale, backbone)
     own = {"class_names": list(names), "classes": list(names), "learned_on": learned_on, "shots": shots}
-    unknown = {"calibration": None, "scores": []}  # of other classes
+    unknown: dict[str, Any] = {"calibration": None, "scores": []}  # of other classes
     return Fitted.from_facts({**facts, **own, **unknown}, method.build(task, learned), backbone)
 
 

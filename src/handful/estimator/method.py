@@ -22,6 +22,7 @@ from handful.features.views import InputStage
 from handful.heads import CosineHead, Head, Shapes
 from handful.prompts import class_weights, resolve_templates
 from handful.schedule import Schedule, choose_epochs
+from handful.types import Selection
 
 
 class Method(BaseEstimator):  # type: ignore[misc]
@@ -64,14 +65,14 @@ class Method(BaseEstimator):  # type: ignore[misc]
     """Area of a training view's random crop."""
 
     backbone: Backbone | str | None
-    selection: str = "fixed"
+    selection: Selection = "fixed"
     cache: Any = "auto"
 
     fitted_ = FittedAttribute()
     head_: Head = from_fit()
     classes_: NDArray[Any] = from_fit()
     class_names_: tuple[str, ...] = from_fit()
-    selection_: str = from_fit()
+    selection_: Selection = from_fit()
     selected_: dict[str, Any] = from_fit()
     notes_: tuple[str, ...] = from_fit()
     losses_: tuple[float, ...] = from_fit()
@@ -176,13 +177,17 @@ class Method(BaseEstimator):  # type: ignore[misc]
 
     def reader(self, find: Any = None) -> ImageReader:
         """Give how this method reads images, by its parameters."""
-        views = getattr(self, "views", 0)
         backbone = None if find else self.find_backbone(needed=False)
         return ImageReader(
-            type(self).__name__, find or self.find_backbone, views=views, trains=self.trains, seed=getattr(self, "seed", 0),
-            crop_scale=self.crop_scale, stage=None if backbone is None else self.input_stage(backbone),
+            type(self).__name__,
+            find or self.find_backbone,
+            views=getattr(self, "views", 0),
+            trains=self.trains,
+            seed=getattr(self, "seed", 0),
+            crop_scale=self.crop_scale,
+            stage=None if backbone is None else self.input_stage(backbone),
             keep=self.cache,
-        )  # fmt: skip
+        )
 
     def query(self, images: Any) -> Iterator[Tensor]:
         """Give what the head needs of images, in parts: features `[n, E]`, or pixels `[n, 3, H, W]`.

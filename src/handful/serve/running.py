@@ -13,6 +13,7 @@ import uvicorn
 
 from handful.backbones import load_backbone
 from handful.errors import unexpected
+from handful.estimator import FewShotClassifier
 from handful.serve.app import create_app
 from handful.serve.classifiers import load_models
 from handful.serve.engine import Limits
@@ -84,6 +85,7 @@ def run(
     token: str | None = None,
     hosts: Collection[str] = (),
     limits: Limits | None = None,
+    methods: Sequence[type[FewShotClassifier]] = (),
 ) -> None:
     """Serve until stopped by a signal; requests that are being answered then are finished.
 
@@ -97,6 +99,8 @@ def run(
         Where to listen; port 0 takes a free one, and stdout says which.
     token, hosts, limits
         As `create_app` takes them.
+    methods
+        Classes of saved classifiers whose method is not built in.
 
     Raises
     ------
@@ -105,4 +109,4 @@ def run(
     FingerprintError
         Two classifiers were fitted on different backbones.
     """
-    make_server(folders, backbone, weights, host, port, token, hosts, limits).run()
+    make_server(folders, backbone, weights, host, port, token, hosts, limits, methods).run()

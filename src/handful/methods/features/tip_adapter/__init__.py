@@ -233,6 +233,6 @@ class TipAdapter(FewShotClassifier):
         return Learned(head, before.selection, chosen(head), (note,))
 
 
-def chosen(head: CacheHead) -> dict[str, float]:
+def chosen(head: CacheHead) -> dict[str, Any]:
     """Give the numbers of a cache."""
     return {"alpha": head.alpha, "beta": head.beta}
