@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from handful.backbones import Backbone, load_backbone
 from handful.data.images import refuse_unreadable
 from handful.errors import FingerprintError, ParameterError, unexpected
-from handful.estimator.confidence import Calibration
+from handful.estimator.confidence import Answer, Calibration, classify
 from handful.estimator.fitted import Fitted, FittedAttribute, from_fit
 from handful.estimator.inputs import ImageReader, as_items, read_class_weights
 from handful.estimator.task import Learned, Task
@@ -211,6 +212,19 @@ class Method(BaseEstimator):  # type: ignore[misc]
         return replace(self.reader(self.loaded_backbone), fingerprint=fitted.fingerprint).query(
             images, fitted.head
         )
+
+    def stream(self, images: Any, unknown: float | str | None = None) -> Iterator[tuple[Part, Answer]]:
+        """Classify images as they are read, in flat memory: each part, and the answer for its `rows`.
+
+        An image that can't be read is among the `failures` of a part, with the reason.
+        """
+        fitted = self.fitted_
+        for part in self.parts(images):
+            if part.rows:
+                yield part, classify(fitted.head, fitted.calibration, part.values, unknown)
+            else:
+                nothing = torch.zeros(0, len(fitted.class_names))
+                yield part, Answer(nothing, torch.zeros(0, dtype=torch.bool))
 
     def text_classifier(self, names: tuple[str, ...], given: Any, backbone: Backbone | None) -> Tensor | None:
         """Give the text classifier that the method asks for: given, or made from the names."""

@@ -74,15 +74,9 @@ class TextTuning(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.form = form
-        self.templates = templates
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.views = views
-        self.training = training
-        self.seed = seed
+        self.backbone, self.form, self.templates = backbone, form, templates
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.views, self.training, self.seed = views, training, seed
 
     def learn(self, task: Task) -> Learned:
         """Train the matrix or the bias."""

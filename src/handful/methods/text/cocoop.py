@@ -202,15 +202,9 @@ class CoCoOp(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.init = init
-        self.length = length
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.views = views
-        self.training = training
-        self.seed = seed
+        self.backbone, self.init, self.length = backbone, init, length
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.views, self.training, self.seed = views, training, seed
 
     def start(self, task: Task, generator: torch.Generator) -> ConditionalPromptLearner:
         """Give the learner before training; the meta-net starts as PyTorch's layers do."""

@@ -101,17 +101,10 @@ class CoOp(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.length = length
-        self.init = init
-        self.position = position
-        self.class_specific = class_specific
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.views = views
-        self.training = training
-        self.seed = seed
+        self.backbone, self.length, self.init = backbone, length, init
+        self.position, self.class_specific = position, class_specific
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.views, self.training, self.seed = views, training, seed
 
     def learner(self, task: Task, context: Tensor) -> PromptLearner:
         """Put a context `[M, D]` or `[C, M, D]` around the class names of a task."""

@@ -127,15 +127,9 @@ class FineTuning(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.templates = templates
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.views = views
-        self.cache = cache
-        self.training = training
-        self.seed = seed
+        self.backbone, self.templates = backbone, templates
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.views, self.cache, self.training, self.seed = views, cache, training, seed
 
     def input_stage(self, backbone: Backbone) -> InputStage:
         """Read training images as pixels: nothing of the encoder is frozen."""

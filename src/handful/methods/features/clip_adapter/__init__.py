@@ -102,20 +102,11 @@ class ClipAdapter(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.side = side
-        self.reduction = reduction
-        self.alpha = alpha
-        self.beta = beta
-        self.selection = selection
-        self.learn_ratio = learn_ratio
-        self.templates = templates
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.views = views
-        self.training = training
-        self.seed = seed
+        self.backbone, self.side, self.reduction = backbone, side, reduction
+        self.alpha, self.beta, self.selection = alpha, beta, selection
+        self.learn_ratio, self.templates = learn_ratio, templates
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.views, self.training, self.seed = views, training, seed
 
     def schedule(self, task: Task, **own: Any) -> Schedule:
         """Give the settings of training, the `"auto"` ones found out."""

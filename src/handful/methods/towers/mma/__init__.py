@@ -98,21 +98,11 @@ class MMA(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.first_block = first_block
-        self.last_block = last_block
-        self.width = width
-        self.alpha = alpha
-        self.shared = shared
-        self.side = side
-        self.template = template
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.views = views
-        self.cache = cache
-        self.training = training
-        self.seed = seed
+        self.backbone, self.first_block, self.last_block = backbone, first_block, last_block
+        self.width, self.alpha, self.shared = width, alpha, shared
+        self.side, self.template = side, template
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.views, self.cache, self.training, self.seed = views, cache, training, seed
 
     def pairs(self, backbone: Backbone) -> Pairs:
         """Say which blocks of a backbone have adapters."""
