@@ -125,12 +125,15 @@ class Method(BaseEstimator):  # type: ignore[misc]
         return None
 
     def schedule(self, task: Task, **own: Any) -> Schedule:
-        """Read the parameters that every trained method has: epochs, batch_size, lr, seed and training.
+        """Read the parameters that every trained method has, `own` ones in their place.
 
-        Parameters
-        ----------
-        own
-            What this method has otherwise, as in `warmup_lr=None`.
+        Beside `epochs`, `lr` and `batch_size` these are
+
+        - `views`: cached augmented views of each image (crops of `crop_scale` of its area), one drawn at each
+          step; `"online"` for a fresh crop at every step, as published; 0 takes the image itself;
+        - `training`: settings of the loop that differ, as in `{"precision": "bfloat16", "accumulate": 4,
+          "clip": 1.0}`, of `handful.schedule.ADJUSTABLE`;
+        - `seed`: of the views, the start and the order of the images.
         """
         given: Any = self
         read = {

@@ -12,6 +12,7 @@ from handful.backbones import Backbone
 from handful.errors import unexpected
 from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import CosineHead, Head, Shapes, TextHead
+from handful.schedule import COOP_CROPS
 
 FORMS = ("transform", "bias", "class-bias")
 
@@ -58,7 +59,7 @@ class TextTuning(FewShotClassifier):
 
     method: ClassVar[str] = "text-tuning"
     trains: ClassVar[bool] = True
-    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    crop_scale: ClassVar[tuple[float, float]] = COOP_CROPS
     head_type: ClassVar[type[Head]] = TextHead
 
     def __init__(

@@ -22,7 +22,7 @@ from handful.methods.features.clip_adapter.network import (
     adapters,
     shapes_of,
 )
-from handful.schedule import IMAGENET, Schedule, seeded
+from handful.schedule import COOP_CROPS, IMAGENET, Schedule, seeded
 from handful.selection import choose, first_shots
 from handful.train import Run
 
@@ -81,7 +81,7 @@ class ClipAdapter(FewShotClassifier):
 
     method: ClassVar[str] = "clip-adapter"
     trains: ClassVar[bool] = True
-    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    crop_scale: ClassVar[tuple[float, float]] = COOP_CROPS
     head_type: ClassVar[type[Head]] = AdapterHead
 
     def __init__(

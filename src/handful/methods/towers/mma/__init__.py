@@ -14,7 +14,7 @@ from handful.features.views import InputStage
 from handful.heads import Head, Shapes
 from handful.methods.towers.mma.network import SIDES, MmaHead, ModalAdapters, rebuild, shapes_of
 from handful.prompts import template_tokens
-from handful.schedule import IMAGENET
+from handful.schedule import COOP_CROPS, IMAGENET
 from handful.towers import ImagePass, TwoTowers, join, text_pass
 from handful.towers.pair import Pairs
 
@@ -76,7 +76,7 @@ class MMA(FewShotClassifier):
     method: ClassVar[str] = "mma"
     uses_tower: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    crop_scale: ClassVar[tuple[float, float]] = COOP_CROPS
     head_type: ClassVar[type[Head]] = MmaHead
 
     def __init__(
