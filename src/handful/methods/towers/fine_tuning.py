@@ -75,8 +75,7 @@ class TunedHead(TextHead):
 class FineTuning(FewShotClassifier):
     """Train the whole image encoder, with the text classifier frozen: a baseline, and a warning.
 
-    In the article it collapses (18.3 % on ImageNet against zero-shot's 58.2): too many weights for so few
-    images. It serves pixels, and its file is as large as the encoder.
+    In the article it collapses (18.3 % on ImageNet against zero-shot's 58.2). Its file is large.
 
     Parameters
     ----------
@@ -89,7 +88,7 @@ class FineTuning(FewShotClassifier):
     lr
         1e-5: no source says, and larger ones leave CLIP at once. Statistics of batch norms stay.
     views, cache, training, seed
-        As for MMA; what is kept are the pixels of each view.
+        As for MMA; pixels are kept.
     """
 
     method: ClassVar[str] = "fine-tuning"

@@ -17,7 +17,7 @@ from handful.selection import Validation
 PARTS = ("down", "up", "ratio")
 SIDES = {"image": ("image",), "text": ("text",), "both": ("image", "text")}
 TOP, TEXT_RATIOS = 0.95, tuple(0.05 * step for step in range(20))
-"""Largest ratio that a search gives (at 1 nothing of CLIP is left), and those of the text side that it tries."""
+"""Largest ratio that a search gives (at 1 nothing of CLIP is left), and those of texts that it tries."""
 
 
 class Adapter(nn.Module):
@@ -74,9 +74,8 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def search(self, seen: Validation) -> float:
-        """Set the ratios that are right most often on some images, and give how often that is. Logits without
-        the norm are linear in `ratio / (1 - ratio)` of the image side: exact up to TOP, for each of TEXT_RATIOS.
-        """
+        """Set the ratios that are right most often on some images, and give how often that is. Without a
+        norm, logits are linear in `ratio / (1 - ratio)` of images: exact, for each of TEXT_RATIOS."""
         x, best, found = F.normalize(seen.features, dim=-1), -1.0, dict[str, Tensor]()
         for text_ratio in TEXT_RATIOS if "text" in self.sides else (0.0,):
             if "text" in self.sides:
