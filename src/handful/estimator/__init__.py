@@ -15,7 +15,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import ClassifierMixin
 from torch import Tensor
 
 from handful import checkpoint
@@ -47,7 +46,7 @@ SCALE = 100.0
 __all__ = ["FewShotClassifier", "Fitted", "Learned", "Task", "Validation"]
 
 
-class FewShotClassifier(ClassifierMixin, Method):  # type: ignore[misc]
+class FewShotClassifier(Method):
     """Base of all methods: everything but the method."""
 
     # -- fitting ---------------------------------------------------------------------------------

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from handful.backbones import Backbone, load_backbone
@@ -17,6 +16,7 @@ from handful.errors import FingerprintError, ParameterError, unexpected
 from handful.estimator.confidence import Answer, Calibration, classify
 from handful.estimator.fitted import Fitted, FittedAttribute, from_fit
 from handful.estimator.inputs import ImageReader, as_items, read_class_weights
+from handful.estimator.parameters import Parameters
 from handful.estimator.task import Learned, Task
 from handful.features import CROP_SCALE, Part
 from handful.features.views import InputStage
@@ -26,7 +26,7 @@ from handful.schedule import Schedule, choose_epochs
 from handful.types import Selection
 
 
-class Method(BaseEstimator):  # type: ignore[misc]
+class Method(Parameters):
     """What a method's author writes: an `__init__` that stores, `learn`, and what it needs of the rest.
 
     Attributes
@@ -143,6 +143,10 @@ class Method(BaseEstimator):  # type: ignore[misc]
         settings = {name: value() for name, value in read.items() if name not in own}
         return Schedule(**settings, **own).change(given.training)
 
+    if TYPE_CHECKING:  # each method says which parameters
+
+        def __init__(self, backbone: Backbone | str | None = None, **parameters: Any) -> None: ...
+
     # -- how it reads images and names -------------------------------------------------------------
 
     def find_backbone(self, needed: bool) -> Backbone | None:
@@ -248,4 +252,4 @@ class Method(BaseEstimator):  # type: ignore[misc]
         return tuple(resolve_templates(getattr(self, "templates", "default")))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key != "_loaded"}
+        return {key: value for key, value in vars(self).items() if key != "_loaded"}
