@@ -105,11 +105,11 @@ def descend(model: nn.Module, loss: Callable[[], Tensor], most: int, tolerance: 
 
 @dataclass(frozen=True)
 class Run:
-    """How a training went: the (first) loss of each step, notes, and whether it was interrupted."""
+    """How a training went: the (first) loss of each step, notes, and, if it was interrupted, how to go on."""
 
     losses: list[float]
     notes: tuple[str, ...] = ()
-    interrupted: bool = False
+    interrupted: str = ""
 
 
 def train_on(
@@ -297,4 +297,4 @@ def _interrupted(kept: Snapshot, schedule: Schedule, saved: bool) -> Run:
         f"Training was interrupted after epoch {kept.epochs} of {schedule.epochs} (loss "
         f"{kept.losses[-1]:.3f}), and what was learned until then is kept. {on}"
     ).rstrip()
-    return Run(list(kept.losses), (note,), True)
+    return Run(list(kept.losses), (note,), note)

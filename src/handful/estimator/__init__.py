@@ -121,7 +121,7 @@ class FewShotClassifier(Method):
             support=tuple(changes.item_names(images, len(rows))) if head.support is not None else (),
         )
         if learned.interrupted:
-            raise Interrupted(learned.notes[-1])
+            raise Interrupted(learned.interrupted)
         return self
 
     # -- online: no training ---------------------------------------------------------------------

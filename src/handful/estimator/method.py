@@ -15,7 +15,7 @@ from handful.data.images import refuse_unreadable
 from handful.errors import FingerprintError, ParameterError, unexpected
 from handful.estimator.confidence import Answer, Calibration, classify
 from handful.estimator.fitted import Fitted, FittedAttribute, from_fit
-from handful.estimator.inputs import ImageReader, as_items, read_class_weights
+from handful.estimator.inputs import PREDICT_BATCH, ImageReader, as_items, read_class_weights
 from handful.estimator.parameters import Parameters
 from handful.estimator.task import Learned, Task
 from handful.features import CROP_SCALE, Part
@@ -135,13 +135,10 @@ class Method(Parameters):
           "clip": 1.0}`, of `handful.schedule.ADJUSTABLE`;
         - `seed`: of the views, the start and the order of the images.
         """
-        given: Any = self
-        read = {
-            "epochs": lambda: choose_epochs(given.epochs, task.labels),
-            "batch_size": lambda: given.batch_size, "lr": lambda: given.lr, "seed": lambda: given.seed,
-        }  # fmt: skip
-        settings = {name: value() for name, value in read.items() if name not in own}
-        return Schedule(**settings, **own).change(given.training)
+        names = [name for name in ("epochs", "batch_size", "lr", "seed") if name not in own]
+        settings = {name: getattr(self, name) for name in names} | own
+        settings["epochs"] = choose_epochs(settings["epochs"], task.labels)
+        return Schedule(**settings).change(getattr(self, "training", None))
 
     if TYPE_CHECKING:  # each method says which parameters
 
@@ -206,12 +203,19 @@ class Method(Parameters):
             Some can't be read; it names all of them, at the end.
         """
         failures: dict[int, str] = {}
+        together: list[Tensor] = []
         for part in self.parts(images):
             failures |= part.failures
-            if part.rows or not part.failures:
+            if part.failures and not part.rows:
+                continue
+            if self.head_.needs == "pixels":
                 yield part.values
+            else:
+                together.append(part.values)
         if failures:
             refuse_unreadable(failures, as_items(images))
+        if together:  # in parts that do not depend on what the cache held: sums are the same to the last bit
+            yield from torch.cat(together).split(PREDICT_BATCH)
 
     def parts(self, images: Any) -> Iterator[Part]:
         """Give what the head needs of images as it is read, with the images that can't be."""
