@@ -816,7 +816,7 @@ def test_file_names_that_are_no_unicode(tiny: handful.Backbone, two_classes: Pat
     images = handful.ImageSet.from_folder(two_classes)
     clf = handful.TipAdapter(tiny).fit(images)
     again = handful.load(clf.save(tmp_path / "saved"), backbone=tiny)
-    assert again.support_ == clf.support_ == [str(item) for item in images.items]
+    assert again.support_ == clf.support_ == tuple(str(item) for item in images.items)
     assert "caf" in (tmp_path / "saved" / "README.md").read_text()
     line = {"error": f"DataError: {images.items[0]}", "name": "a\u2028b"}
     assert [json.loads(row) for row in as_lines([line, line]).decode().splitlines()] == [line, line]

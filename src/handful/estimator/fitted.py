@@ -98,12 +98,15 @@ class Fitted:
 
     def to_facts(self) -> dict[str, Any]:
         """Give what is known, as a checkpoint's `head.json` stores it."""
+        recorded = {name: as_json(kind(getattr(self, name) or ())) for name, kind in RECORDED.items()}
+        if not self.scores:
+            recorded.pop("scores")
         return {
             "method": self.method,
             "parameters": as_json(dict(self.parameters)),
             "class_names": list(self.class_names),
             "classes": self.classes.tolist(),
-            **{name: as_json(kind(getattr(self, name) or ())) for name, kind in RECORDED.items()},
+            **recorded,
             "backbone": {
                 "name": getattr(self.backbone, "name", self.backbone) if self.fingerprint else None,
                 "fingerprint": self.fingerprint,

@@ -106,6 +106,9 @@ class ImageReader:
             yield from stream_pixels(self._backbone(), self._some(images))
             return
         for part in self._features(images):
+            if part.failures and not part.rows:
+                yield part
+                continue
             values = part.values if head.needs == "features" else part.hidden
             if values is None:
                 raise DataError(
