@@ -205,7 +205,7 @@ def test_learned_positions_can_be_replaced_after_any_block(
     ends = deeper.text.ends(prompts[0])
     assert len(ends.unique()) > 2
     generator = torch.Generator().manual_seed(0)
-    vectors, width, depth = 4 * (len(NAMES) if class_specific else 1), deeper.text.width, 2
+    vectors, width, depth = 4 * (len(NAMES) if class_specific else 1), deeper.text.width, 3
     learned = 0.1 * torch.randn(*([images] if images else []), vectors, width, generator=generator)
     deep = (0.3 * torch.randn(depth, vectors, width, generator=generator)).requires_grad_()
 
@@ -225,7 +225,7 @@ def test_learned_positions_can_be_replaced_after_any_block(
     (fast, fast_learned, fast_deep), (plain, plain_learned, plain_deep) = found
     close((fast, fast_learned), (plain, plain_learned))
     assert (fast_deep - plain_deep).norm() <= 1e-5 * plain_deep.norm()
-    assert bool((plain_deep[0].norm(dim=1) > 0).all())  # each is read, in its own place
+    assert bool((plain_deep[0].norm(dim=1) > 0).all())  # each is read, at its own place
     without = PrefixPass(deeper, *prompts)(learned)
     assert (fast - without).abs().amax(-1).min() > 1e-3
 
