@@ -14,8 +14,6 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
 import handful
-from handful.estimator import Learned
-from handful.methods import find_method
 from handful.methods.features.tip_adapter import CacheHead, cache_logits, searched
 from handful.search import best_pair, best_ratio, by_class, sweep
 from handful.selection import folds, search_c, shot_numbers
@@ -416,35 +414,6 @@ def test_labels_that_the_classifier_does_not_know(mini: handful.Backbone, suppor
     clf = handful.ZeroShot(mini).fit(class_names=["one", "two"])
     with pytest.raises(handful.DataError, match="does not know"):
         clf.score(support)
-
-
-class Nearest(handful.FewShotClassifier):
-    """A third party's method: nearest class mean."""
-
-    uses_text = False
-
-    def __init__(self, backbone: object = None) -> None:
-        self.backbone = backbone
-
-    def learn(self, task):
-        from handful.heads import CosineHead
-
-        x = task.features.directions()
-        means = torch.stack([x[task.labels == c].mean(0) for c in range(len(task.class_names))])
-        return Learned(CosineHead(F.normalize(means, dim=-1), task.scale))
-
-
-def test_a_third_partys_method(mini: handful.Backbone, support: handful.ImageSet, tmp_path: Path):
-    assert find_method(f"{__name__}:Nearest") is Nearest
-    clf = Nearest(mini).fit(support)
-    clf.save(tmp_path / "nearest")
-    with pytest.raises(handful.CheckpointError, match="--method"):
-        handful.load(tmp_path / "nearest")
-    again = handful.load(tmp_path / "nearest", mini, method=Nearest)
-    np.testing.assert_array_equal(again.decision_function(support), clf.decision_function(support))
-    for name in ("nothing", "json:loads", "no_module:Class", f"{__name__}:Absent"):
-        with pytest.raises(handful.ParameterError, match="method"):
-            find_method(name)
 
 
 # -- what a hostile newcomer found -------------------------------------------------------------------
