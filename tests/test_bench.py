@@ -24,6 +24,8 @@ import handful
 from handful.bench import Bench, _work, read_results, read_spec, run_bench
 from handful.compare import compare, evaluate
 from handful.data import Dataset, ImageSet, open_dataset
+from handful.estimator import Learned
+from handful.heads import CosineHead
 from handful.metrics import calibration_error, harmonic_mean
 from handful.protocols import (
     answer,
@@ -379,10 +381,9 @@ class Guess(handful.FewShotClassifier):
     def __init__(self, backbone: object = None) -> None:
         self.backbone = backbone
 
-    def fit_head(self, task):
-        from handful.heads import CosineHead
-
-        return CosineHead(task.text_weights + 1e-3 * torch.randn(task.text_weights.shape), task.scale)
+    def learn(self, task):
+        noise = 1e-3 * torch.randn(task.class_weights.shape)
+        return Learned(CosineHead(task.class_weights + noise, task.scale))
 
 
 def test_compare_says_when_nothing_helps(mini: handful.Backbone, digits: Path, tmp_path: Path):
@@ -403,11 +404,13 @@ def test_compare_says_when_nothing_helps(mini: handful.Backbone, digits: Path, t
 class Right(handful.FewShotClassifier):
     """Answers as the file's name says, but for the first images, which it gets wrong."""
 
+    class_names_, selection_ = (), "fixed"
+
     def __init__(self, wrong: int = 0) -> None:
         self.wrong = wrong
 
     def fit(self, images: ImageSet, labels: Any = None, **given: Any):
-        self.class_names_, self.selection_ = images.class_names, "fixed"
+        self.class_names_ = images.class_names
         return self
 
     def decision_function(self, images: ImageSet):

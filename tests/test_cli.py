@@ -195,15 +195,15 @@ def test_demo_on_two_shots(few_digits: Path, tmp_path: Path, monkeypatch: pytest
 
 MODULE = """
 import handful
-from handful.heads import CosineHead
+from handful.extend import CosineHead, Learned
 
 
 class Mine(handful.FewShotClassifier):
     def __init__(self, backbone=None, *, strength=1.0):
         self.backbone, self.strength = backbone, strength
 
-    def fit_head(self, task):
-        return CosineHead(task.text_weights, task.scale * self.strength)
+    def learn(self, task):
+        return Learned(CosineHead(task.class_weights, task.scale * self.strength))
 """
 
 
@@ -251,7 +251,7 @@ def test_serving_a_method_of_the_current_folder(
     call, own_method: str, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from handful import serve
-    from handful.serve.app import load_models
+    from handful.serve import load_models
 
     given: list[tuple[object, ...]] = []
     monkeypatch.setattr(serve, "run", lambda *arguments: given.append(arguments))

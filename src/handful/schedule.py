@@ -18,6 +18,8 @@ IMAGENET = 1000
 """Classes from which on a task counts as ImageNet does, which is trained for fewer epochs."""
 ADJUSTABLE = ("precision", "accumulate", "clip", "momentum", "weight_decay", "warmup_lr")
 """Settings of the loop that every trained method takes in its `training`."""
+COOP_CROPS = (0.08, 1.0)
+"""Share of an image's area that a view of the CoOp family holds."""
 Optimizer = Literal["sgd", "adam", "adamw"]
 
 

@@ -105,11 +105,11 @@ def descend(model: nn.Module, loss: Callable[[], Tensor], most: int, tolerance: 
 
 @dataclass(frozen=True)
 class Run:
-    """How a training went: the (first) loss of each step, notes, and whether it was interrupted."""
+    """How a training went: the (first) loss of each step, notes, and, if it was interrupted, how to go on."""
 
     losses: list[float]
     notes: tuple[str, ...] = ()
-    interrupted: bool = False
+    interrupted: str = ""
 
 
 def train_on(
@@ -147,19 +147,17 @@ def train(
     ----------
     model
         What the loss is a function of; for cross-entropy it maps inputs `[B, ...]` to logits `[B, C]`.
-    epoch
-        Gives an epoch's batches. A generator goes on after the step that its batch was for.
+    epoch, steps
+        Gives an epoch's batches, and how many these are. A generator goes on after the step of its batch.
     schedule
         The settings.
-    steps
-        Batches of an epoch, for a cosine by steps, and for the bar.
     loss
         A function of the model and a batch: a mean over the batch's images, or two for `merge`.
     merge
         Makes the gradient of a step of the gradients of two losses; without it their sum counts.
     after_epoch
-        Is called with the number of epochs that are done, to average weights or to score them. What it keeps
-        from epoch to epoch belongs into buffers of the model, which an interrupted training gets back.
+        Is called with the number of epochs done. What it keeps from epoch to epoch, as a mean of weights,
+        belongs into buffers of the model, which an interrupted training gets back.
     generator
         That `epoch` draws from.
     key
@@ -299,4 +297,4 @@ def _interrupted(kept: Snapshot, schedule: Schedule, saved: bool) -> Run:
         f"Training was interrupted after epoch {kept.epochs} of {schedule.epochs} (loss "
         f"{kept.losses[-1]:.3f}), and what was learned until then is kept. {on}"
     ).rstrip()
-    return Run(list(kept.losses), (note,), True)
+    return Run(list(kept.losses), (note,), note)

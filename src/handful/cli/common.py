@@ -49,9 +49,8 @@ def console() -> Console:
 
 def import_from_here(names: Iterable[str]) -> None:
     """Let an import path among the names be one of the current folder, as `python -m` does."""
-    here = str(Path.cwd())
-    if any(":" in name and "=" not in name for name in names) and sys.path[0] != here:
-        sys.path.insert(0, here)
+    if any(":" in name and "=" not in name for name in names) and sys.path[0] != str(Path.cwd()):
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def find_class(name: str) -> type[FewShotClassifier]:

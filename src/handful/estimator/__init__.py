@@ -7,7 +7,7 @@ frozen value, `fitted_`; the other attributes that end in `_` are read from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import ClassifierMixin
 from torch import Tensor
 
 from handful import checkpoint
@@ -35,7 +34,7 @@ from handful.estimator.inputs import (
 )
 from handful.estimator.method import Method
 from handful.estimator.task import Learned, Task, Validation
-from handful.features import Features, Part
+from handful.features import Features
 from handful.heads import check_logits
 from handful.metrics import accuracy
 from handful.prompts import class_weights as encode_names
@@ -47,7 +46,7 @@ SCALE = 100.0
 __all__ = ["FewShotClassifier", "Fitted", "Learned", "Task", "Validation"]
 
 
-class FewShotClassifier(ClassifierMixin, Method):  # type: ignore[misc]
+class FewShotClassifier(Method):
     """Base of all methods: everything but the method."""
 
     # -- fitting ---------------------------------------------------------------------------------
@@ -77,10 +76,6 @@ class FewShotClassifier(ClassifierMixin, Method):  # type: ignore[misc]
         validation
             An `ImageSet`, or images and labels, for `selection="val"`. For `selection="oracle"`, which
             is how some figures were published, it is the test set, and the answer says so.
-
-        Returns
-        -------
-        self
 
         Raises
         ------
@@ -126,7 +121,7 @@ class FewShotClassifier(ClassifierMixin, Method):  # type: ignore[misc]
             support=tuple(changes.item_names(images, len(rows))) if head.support is not None else (),
         )
         if learned.interrupted:
-            raise Interrupted(learned.notes[-1])
+            raise Interrupted(learned.interrupted)
         return self
 
     # -- online: no training ---------------------------------------------------------------------
@@ -240,21 +235,6 @@ class FewShotClassifier(ClassifierMixin, Method):  # type: ignore[misc]
         probabilities, is_unknown = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
         return probabilities, is_unknown
 
-    def stream(
-        self, images: Any, unknown: float | str | None = None
-    ) -> Iterator[tuple[Part, confidence.Answer]]:
-        """Classify images as they are read, in flat memory: each part, and the answer for its `rows`.
-
-        An image that can't be read is among the `failures` of a part, with the reason.
-        """
-        fitted = self.fitted_
-        for part in self.parts(images):
-            if part.rows:
-                yield part, confidence.classify(fitted.head, fitted.calibration, part.values, unknown)
-            else:
-                nothing = torch.zeros(0, len(fitted.class_names))
-                yield part, confidence.Answer(nothing, torch.zeros(0, dtype=torch.bool))
-
     def explain(self, image: Any, top: int = 5) -> explaining.Explanation:
         """Say why: the margin of each class, and the support images that decided, with their shares.
 
@@ -345,13 +325,7 @@ class FewShotClassifier(ClassifierMixin, Method):  # type: ignore[misc]
     # -- keeping ---------------------------------------------------------------------------------
 
     def with_classes(self, class_names: Sequence[str]) -> Self:
-        """Give what was learned to other class names, without any image of them.
-
-        Raises
-        ------
-        ParameterError
-            The method knows its classes from their images.
-        """
+        """Give what was learned to other class names, without any image of them; see `learned`."""
         return self._as_fitted()._for_classes(
             self.learned(), self.info(), self.loaded_backbone(), class_names
         )
@@ -369,18 +343,9 @@ class FewShotClassifier(ClassifierMixin, Method):  # type: ignore[misc]
     def learned(self) -> dict[str, Tensor]:
         """Give the tensors that can serve other class names, as `save_learned` writes them.
 
-        Raises
-        ------
-        ParameterError
-            There are none: the method knows its classes from their images.
+        Raises a `ParameterError` where there are none: the method knows its classes from their images.
         """
-        learned = keeping.learned_tensors(self, self.fitted_)
-        if learned and self.uses_text and not self.uses_tower and not self.templates_:
-            raise ParameterError(
-                "This was learned on class weights that were given, and other names have none of that kind. "
-                "Fit without class_weights."
-            )
-        return learned
+        return keeping.learned_tensors(self, self.fitted_)
 
     def info(self) -> dict[str, Any]:
         """What is known of the fitted classifier, as a checkpoint stores it."""

@@ -52,7 +52,7 @@ class Fitted:
     losses
         Training loss of each step.
     interrupted
-        Whether training was interrupted.
+        How to go on, where training was interrupted.
     templates
         Of the text classifier; empty where class weights were given.
     shots, support
@@ -78,7 +78,7 @@ class Fitted:
     selected: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     losses: tuple[float, ...] = field(default=(), repr=False)
-    interrupted: bool = False
+    interrupted: str = ""
     templates: tuple[str, ...] = ()
     shots: tuple[int, ...] = ()
     support: tuple[str, ...] = field(default=(), repr=False)

@@ -124,7 +124,13 @@ def learned_tensors(method: Method, fitted: Fitted) -> dict[str, Tensor]:
         There are none: the method knows its classes from their images.
     """
     method.check_transfer()
-    return {name: value.clone() for name, value in without_class_weights(fitted.head.tensors()).items()}
+    learned = without_class_weights(fitted.head.tensors())
+    if learned and method.uses_text and not method.uses_tower and not fitted.templates:
+        raise ParameterError(
+            "This was learned on class weights that were given, and other names have none of that kind. "
+            "Fit without class_weights."
+        )
+    return {name: value.clone() for name, value in learned.items()}
 
 
 def training_key(method: Method, task: Task) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from handful.backbones import Backbone, load_backbone
 from handful.data.images import refuse_unreadable
 from handful.errors import FingerprintError, ParameterError, unexpected
-from handful.estimator.confidence import Calibration
+from handful.estimator.confidence import Answer, Calibration, classify
 from handful.estimator.fitted import Fitted, FittedAttribute, from_fit
-from handful.estimator.inputs import ImageReader, as_items, read_class_weights
+from handful.estimator.inputs import PREDICT_BATCH, ImageReader, as_items, read_class_weights
+from handful.estimator.parameters import Parameters
 from handful.estimator.task import Learned, Task
 from handful.features import CROP_SCALE, Part
 from handful.features.views import InputStage
@@ -25,7 +26,7 @@ from handful.schedule import Schedule, choose_epochs
 from handful.types import Selection
 
 
-class Method(BaseEstimator):  # type: ignore[misc]
+class Method(Parameters):
     """What a method's author writes: an `__init__` that stores, `learn`, and what it needs of the rest.
 
     Attributes
@@ -124,20 +125,24 @@ class Method(BaseEstimator):  # type: ignore[misc]
         return None
 
     def schedule(self, task: Task, **own: Any) -> Schedule:
-        """Read the parameters that every trained method has: epochs, batch_size, lr, seed and training.
+        """Read the parameters that every trained method has, `own` ones in their place.
 
-        Parameters
-        ----------
-        own
-            What this method has otherwise, as in `warmup_lr=None`.
+        Beside `epochs`, `lr` and `batch_size` these are
+
+        - `views`: cached augmented views of each image (crops of `crop_scale` of its area), one drawn at each
+          step; `"online"` for a fresh crop at every step, as published; 0 takes the image itself;
+        - `training`: settings of the loop that differ, as in `{"precision": "bfloat16", "accumulate": 4,
+          "clip": 1.0}`, of `handful.schedule.ADJUSTABLE`;
+        - `seed`: of the views, the start and the order of the images.
         """
-        given: Any = self
-        read = {
-            "epochs": lambda: choose_epochs(given.epochs, task.labels),
-            "batch_size": lambda: given.batch_size, "lr": lambda: given.lr, "seed": lambda: given.seed,
-        }  # fmt: skip
-        settings = {name: value() for name, value in read.items() if name not in own}
-        return Schedule(**settings, **own).change(given.training)
+        names = [name for name in ("epochs", "batch_size", "lr", "seed") if name not in own]
+        settings = {name: getattr(self, name) for name in names} | own
+        settings["epochs"] = choose_epochs(settings["epochs"], task.labels)
+        return Schedule(**settings).change(getattr(self, "training", None))
+
+    if TYPE_CHECKING:  # each method says which parameters
+
+        def __init__(self, backbone: Backbone | str | None = None, **parameters: Any) -> None: ...
 
     # -- how it reads images and names -------------------------------------------------------------
 
@@ -198,12 +203,19 @@ class Method(BaseEstimator):  # type: ignore[misc]
             Some can't be read; it names all of them, at the end.
         """
         failures: dict[int, str] = {}
+        together: list[Tensor] = []
         for part in self.parts(images):
             failures |= part.failures
-            if part.rows or not part.failures:
+            if part.failures and not part.rows:
+                continue
+            if self.head_.needs == "pixels":
                 yield part.values
+            else:
+                together.append(part.values)
         if failures:
             refuse_unreadable(failures, as_items(images))
+        if together:  # in parts that do not depend on what the cache held: sums are the same to the last bit
+            yield from torch.cat(together).split(PREDICT_BATCH)
 
     def parts(self, images: Any) -> Iterator[Part]:
         """Give what the head needs of images as it is read, with the images that can't be."""
@@ -211,6 +223,19 @@ class Method(BaseEstimator):  # type: ignore[misc]
         return replace(self.reader(self.loaded_backbone), fingerprint=fitted.fingerprint).query(
             images, fitted.head
         )
+
+    def stream(self, images: Any, unknown: float | str | None = None) -> Iterator[tuple[Part, Answer]]:
+        """Classify images as they are read, in flat memory: each part, and the answer for its `rows`.
+
+        An image that can't be read is among the `failures` of a part, with the reason.
+        """
+        fitted = self.fitted_
+        for part in self.parts(images):
+            if part.rows:
+                yield part, classify(fitted.head, fitted.calibration, part.values, unknown)
+            else:
+                nothing = torch.zeros(0, len(fitted.class_names))
+                yield part, Answer(nothing, torch.zeros(0, dtype=torch.bool))
 
     def text_classifier(self, names: tuple[str, ...], given: Any, backbone: Backbone | None) -> Tensor | None:
         """Give the text classifier that the method asks for: given, or made from the names."""
@@ -231,4 +256,4 @@ class Method(BaseEstimator):  # type: ignore[misc]
         return tuple(resolve_templates(getattr(self, "templates", "default")))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key != "_loaded"}
+        return {key: value for key, value in vars(self).items() if key != "_loaded"}

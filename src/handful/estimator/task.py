@@ -164,7 +164,7 @@ class Learned:
     losses
         Training loss of each step.
     interrupted
-        Whether training was interrupted: the head is what the last whole epoch had learned.
+        How to go on, where training was interrupted: the head is what the last whole epoch had learned.
     """
 
     head: Head
@@ -172,7 +172,7 @@ class Learned:
     selected: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     losses: tuple[float, ...] = ()
-    interrupted: bool = False
+    interrupted: str = ""
 
     @classmethod
     def trained(

@@ -170,6 +170,13 @@ def image_encoder(backbone: Backbone) -> nn.Module:
     return cast(nn.Module, cast(Any, backbone.model).visual)
 
 
+def encode_with(backbone: Backbone, weights: dict[str, Tensor], pixels: Tensor) -> Tensor:
+    """Encode pixels `[N, 3, H, W]` to raw features `[N, E]`, with other weights than the backbone's."""
+    with backbone.autocast():
+        features: Tensor = torch.func.functional_call(image_encoder(backbone), weights, (pixels,))
+    return features.float()
+
+
 def encoder_with(backbone: Backbone, weights: dict[str, Tensor]) -> nn.Module:
     """Give a copy of the image encoder with other weights; buffers are the backbone's."""
     visual = copy.deepcopy(image_encoder(backbone))

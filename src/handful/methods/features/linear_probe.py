@@ -59,12 +59,8 @@ class LinearProbe(FewShotClassifier):
         views: int = 0,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.strength = strength
-        self.templates = templates
-        self.max_iter = max_iter
-        self.views = views
-        self.seed = seed
+        self.backbone, self.strength, self.templates = backbone, strength, templates
+        self.max_iter, self.views, self.seed = max_iter, views, seed
 
     def learn(self, task: Task) -> Learned:
         """Find the minimum."""

@@ -58,12 +58,8 @@ class LogisticProbe(FewShotClassifier):
         views: int = 0,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.C = C
-        self.selection = selection
-        self.folds = folds
-        self.views = views
-        self.seed = seed
+        self.backbone, self.C, self.selection = backbone, C, selection
+        self.folds, self.views, self.seed = folds, views, seed
 
     def learn(self, task: Task) -> Learned:
         """Choose C, then fit on the whole support set."""

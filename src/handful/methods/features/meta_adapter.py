@@ -135,11 +135,8 @@ class MetaAdapter(FewShotClassifier):
         views: int = 0,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.refiner = refiner
-        self.templates = templates
-        self.views = views
-        self.seed = seed
+        self.backbone, self.refiner, self.templates = backbone, refiner, templates
+        self.views, self.seed = views, seed
 
     def network(self, task: Task) -> Refiner:
         """Load the network that serves a task's features."""

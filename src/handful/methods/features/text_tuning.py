@@ -12,6 +12,7 @@ from handful.backbones import Backbone
 from handful.errors import unexpected
 from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import CosineHead, Head, Shapes, TextHead
+from handful.schedule import COOP_CROPS
 
 FORMS = ("transform", "bias", "class-bias")
 
@@ -58,7 +59,7 @@ class TextTuning(FewShotClassifier):
 
     method: ClassVar[str] = "text-tuning"
     trains: ClassVar[bool] = True
-    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    crop_scale: ClassVar[tuple[float, float]] = COOP_CROPS
     head_type: ClassVar[type[Head]] = TextHead
 
     def __init__(
@@ -74,15 +75,9 @@ class TextTuning(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.form = form
-        self.templates = templates
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.views = views
-        self.training = training
-        self.seed = seed
+        self.backbone, self.form, self.templates = backbone, form, templates
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.views, self.training, self.seed = views, training, seed
 
     def learn(self, task: Task) -> Learned:
         """Train the matrix or the bias."""

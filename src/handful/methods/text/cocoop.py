@@ -15,6 +15,7 @@ from handful.errors import ParameterError, check_integer
 from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import Head, HeadContext, Shapes, expect, number
 from handful.prompts import read_words, with_context
+from handful.schedule import COOP_CROPS
 from handful.towers import text_pass
 from handful.towers.written_out import WrittenOut
 
@@ -186,7 +187,7 @@ class CoCoOp(FewShotClassifier):
     method: ClassVar[str] = "cocoop"
     uses_tower: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    crop_scale: ClassVar[tuple[float, float]] = COOP_CROPS
     head_type: ClassVar[type[Head]] = ConditionalHead
 
     def __init__(
@@ -202,15 +203,9 @@ class CoCoOp(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.init = init
-        self.length = length
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.views = views
-        self.training = training
-        self.seed = seed
+        self.backbone, self.init, self.length = backbone, init, length
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.views, self.training, self.seed = views, training, seed
 
     def start(self, task: Task, generator: torch.Generator) -> ConditionalPromptLearner:
         """Give the learner before training; the meta-net starts as PyTorch's layers do."""

@@ -13,6 +13,7 @@ from handful.errors import check_integer, unexpected
 from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import CosineHead, Head, Shapes, TextHead
 from handful.prompts import read_words, with_context
+from handful.schedule import COOP_CROPS
 from handful.towers import TextPass, text_pass
 
 LENGTH = 16
@@ -21,14 +22,8 @@ LENGTH = 16
 class PromptLearner(nn.Module):
     """Logits of images for prompts with a learned context: equations 2 and 3 of the paper.
 
-    Parameters
-    ----------
-    text
-        The prompts' way through the text tower.
-    context
-        `[M, D]` for all classes, or `[C, M, D]`: the only thing that is trained.
-    scale
-        The inverse temperature.
+    The context, `[M, D]` for all classes or `[C, M, D]`, is all that is trained; `text` is the prompts' pass
+    through the text tower.
     """
 
     def __init__(self, text: TextPass, context: Tensor, scale: float) -> None:
@@ -48,9 +43,8 @@ class PromptLearner(nn.Module):
 class CoOp(FewShotClassifier):
     """Context optimisation: M vectors in the place of "a photo of a", learned by gradient.
 
-    The text tower stays frozen, but every step goes through it, once for all images of a batch.
-    After fitting nothing of it is needed: the prompts are class weights. `with_classes(names)` gives
-    a unified context to other classes.
+    The text tower stays frozen, and every step goes through it once. After fitting nothing of it is
+    needed: the prompts are class weights. `with_classes(names)` gives a unified context to other classes.
 
     Parameters
     ----------
@@ -70,48 +64,26 @@ class CoOp(FewShotClassifier):
         all of ImageNet: say so). The last step's context is kept.
     lr, batch_size
         Of SGD with momentum 0.9 and weight decay 5e-4; cosine after one warm-up epoch at 1e-5.
-    views
-        Cached augmented views of each image (crops of 8 to 100 % of its area), one drawn at each
-        step; `"online"` for a fresh crop at every step, as published; 0 takes the image itself.
-    training
-        Settings of the training loop that differ, as in `{"precision": "bfloat16", "accumulate": 4,
-        "clip": 1.0}`: see `handful.schedule.Schedule`.
-    seed
-        Of the views, the start and the order of the images.
+    views, training, seed
+        As every trained method has them: see `FewShotClassifier.schedule`.
     """
 
     method: ClassVar[str] = "coop"
     uses_tower: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    crop_scale: ClassVar[tuple[float, float]] = COOP_CROPS
     head_type: ClassVar[type[Head]] = TextHead
 
     def __init__(
-        self,
-        backbone: Backbone | str | None = None,
-        *,
-        length: int | None = None,
-        init: str | None = None,
-        position: Literal["end", "middle", "front"] = "end",
-        class_specific: bool = False,
-        epochs: int | Literal["auto"] = "auto",
-        lr: float = 0.002,
-        batch_size: int = 32,
-        views: int | Literal["online"] = 8,
-        training: dict[str, Any] | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.backbone = backbone
-        self.length = length
-        self.init = init
-        self.position = position
-        self.class_specific = class_specific
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.views = views
-        self.training = training
-        self.seed = seed
+        self, backbone: Backbone | str | None = None, *, length: int | None = None, init: str | None = None,
+        position: Literal["end", "middle", "front"] = "end", class_specific: bool = False,
+        epochs: int | Literal["auto"] = "auto", lr: float = 0.002, batch_size: int = 32,
+        views: int | Literal["online"] = 8, training: dict[str, Any] | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.backbone, self.length, self.init = backbone, length, init
+        self.position, self.class_specific = position, class_specific
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.views, self.training, self.seed = views, training, seed
 
     def learner(self, task: Task, context: Tensor) -> PromptLearner:
         """Put a context `[M, D]` or `[C, M, D]` around the class names of a task."""
@@ -152,6 +124,5 @@ class CoOp(FewShotClassifier):
     @torch.no_grad()
     def build(self, task: Task, learned: dict[str, Tensor]) -> TextHead:
         """Collapse the prompts to class weights."""
-        context = learned["context"].to(task.backbone.device)
-        weights = self.learner(task, context).class_weights()
-        return TextHead(weights.cpu(), task.scale, learned)
+        model = self.learner(task, learned["context"].to(task.backbone.device))
+        return TextHead(model.class_weights().cpu(), task.scale, learned)

@@ -15,19 +15,12 @@ from handful.errors import CheckpointError
 from handful.estimator import FewShotClassifier, Learned, Task
 from handful.features.views import InputStage
 from handful.heads import Head, HeadContext, Needs, Shapes, TextHead
-from handful.towers.pair import PixelLogits, encoder_with, image_encoder, loaded
+from handful.schedule import COOP_CROPS
+from handful.towers.pair import PixelLogits, encode_with, encoder_with, image_encoder, loaded
 
 
 class TunedEncoder(nn.Module):
-    """Cosine logits of an image encoder with weights of its own; the backbone's stay as they are.
-
-    Parameters
-    ----------
-    backbone
-        Whose image encoder it is.
-    text
-        Class weights `[C, E]`, frozen.
-    """
+    """Cosine logits of an image encoder with weights of its own, to frozen class weights `[C, E]`."""
 
     def __init__(self, backbone: Backbone, text: Tensor) -> None:
         super().__init__()
@@ -45,13 +38,6 @@ class TunedEncoder(nn.Module):
         """Map pixels `[N, 3, H, W]` to logits `[N, C]`."""
         features = encode_with(self.backbone, self.learned(), pixels)
         return self.scale * F.normalize(features, dim=-1) @ self.text.T
-
-
-def encode_with(backbone: Backbone, weights: dict[str, Tensor], pixels: Tensor) -> Tensor:
-    """Encode pixels `[N, 3, H, W]` to raw features `[N, E]`, with other weights than the backbone's."""
-    with backbone.autocast():
-        features: Tensor = torch.func.functional_call(image_encoder(backbone), weights, (pixels,))
-    return features.float()
 
 
 @dataclass(frozen=True)
@@ -80,18 +66,16 @@ class TunedHead(TextHead):
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], context: HeadContext) -> Self:
         """Check and build."""
-        plain = TextHead.restore(tensors, settings, context)
-        joint = plain.width if context.backbone is None else context.backbone.joint_width
-        if plain.width != joint:
-            raise CheckpointError(f"Got class_weights {plain.width} wide, expected {joint}.")
-        return cls(plain.class_weights, plain.scale, plain.learned, context.backbone)
+        plain, backbone = TextHead.restore(tensors, settings, context), context.backbone
+        if backbone is not None and plain.width != backbone.joint_width:
+            raise CheckpointError(f"Got class_weights {plain.width} wide, expected {backbone.joint_width}.")
+        return cls(plain.class_weights, plain.scale, plain.learned, backbone)
 
 
 class FineTuning(FewShotClassifier):
     """Train the whole image encoder, with the text classifier frozen: a baseline, and a warning.
 
-    In the article it collapses (18.3 % on ImageNet against zero-shot's 58.2): too many weights for so
-    few images. It serves pixels, and its file is as large as the encoder.
+    In the article it collapses (18.3 % on ImageNet against zero-shot's 58.2). Its file is large.
 
     Parameters
     ----------
@@ -102,40 +86,26 @@ class FineTuning(FewShotClassifier):
     epochs, batch_size
         As for CoOp.
     lr
-        1e-5: neither the article nor its code says, and larger ones leave CLIP at once. Statistics of
-        batch norms stay as they are.
+        1e-5: no source says, and larger ones leave CLIP at once. Statistics of batch norms stay.
     views, cache, training, seed
-        As for MMA; what is kept are the pixels of each view.
+        As for MMA; pixels are kept.
     """
 
     method: ClassVar[str] = "fine-tuning"
     uses_image_tower: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    crop_scale: ClassVar[tuple[float, float]] = COOP_CROPS
     head_type: ClassVar[type[Head]] = TunedHead
 
     def __init__(
-        self,
-        backbone: Backbone | str | None = None,
-        *,
-        templates: str | Sequence[str] = "default",
-        epochs: int | Literal["auto"] = "auto",
-        lr: float = 1e-5,
-        batch_size: int = 32,
-        views: int | Literal["online"] = 8,
-        cache: Literal["auto", "memory", "disk", "off"] = "auto",
-        training: dict[str, Any] | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.backbone = backbone
-        self.templates = templates
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.views = views
-        self.cache = cache
-        self.training = training
-        self.seed = seed
+        self, backbone: Backbone | str | None = None, *, templates: str | Sequence[str] = "default",
+        epochs: int | Literal["auto"] = "auto", lr: float = 1e-5, batch_size: int = 32,
+        views: int | Literal["online"] = 8, cache: Literal["auto", "memory", "disk", "off"] = "auto",
+        training: dict[str, Any] | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.backbone, self.templates = backbone, templates
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.views, self.cache, self.training, self.seed = views, cache, training, seed
 
     def input_stage(self, backbone: Backbone) -> InputStage:
         """Read training images as pixels: nothing of the encoder is frozen."""

@@ -22,7 +22,7 @@ from handful.methods.features.clip_adapter.network import (
     adapters,
     shapes_of,
 )
-from handful.schedule import IMAGENET, Schedule, seeded
+from handful.schedule import COOP_CROPS, IMAGENET, Schedule, seeded
 from handful.selection import choose, first_shots
 from handful.train import Run
 
@@ -81,7 +81,7 @@ class ClipAdapter(FewShotClassifier):
 
     method: ClassVar[str] = "clip-adapter"
     trains: ClassVar[bool] = True
-    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    crop_scale: ClassVar[tuple[float, float]] = COOP_CROPS
     head_type: ClassVar[type[Head]] = AdapterHead
 
     def __init__(
@@ -102,20 +102,11 @@ class ClipAdapter(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.side = side
-        self.reduction = reduction
-        self.alpha = alpha
-        self.beta = beta
-        self.selection = selection
-        self.learn_ratio = learn_ratio
-        self.templates = templates
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.views = views
-        self.training = training
-        self.seed = seed
+        self.backbone, self.side, self.reduction = backbone, side, reduction
+        self.alpha, self.beta, self.selection = alpha, beta, selection
+        self.learn_ratio, self.templates = learn_ratio, templates
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.views, self.training, self.seed = views, training, seed
 
     def schedule(self, task: Task, **own: Any) -> Schedule:
         """Give the settings of training, the `"auto"` ones found out."""

@@ -16,10 +16,8 @@ from handful.selection import Validation
 
 PARTS = ("down", "up", "ratio")
 SIDES = {"image": ("image",), "text": ("text",), "both": ("image", "text")}
-TOP = 0.95
-"""Largest ratio that a search gives: at 1 nothing of CLIP is left."""
-TEXT_RATIOS = tuple(0.05 * step for step in range(20))
-"""Ratios of the text side that a search looks at: its logits are not linear in them."""
+TOP, TEXT_RATIOS = 0.95, tuple(0.05 * step for step in range(20))
+"""Largest ratio that a search gives (at 1 nothing of CLIP is left), and those of texts that it tries."""
 
 
 class Adapter(nn.Module):
@@ -28,12 +26,8 @@ class Adapter(nn.Module):
     The second ReLU is in the published code, not in the article, and so is the order: blend first,
     normalise after. Only the direction of f matters, since A is positively homogeneous.
 
-    Parameters
-    ----------
-    down, up
-        `[H, E]` and `[E, H]`.
-    ratio
-        Of the adapter in the blend, 0 to 1; with `learn_ratio` the start of `sigmoid(odds)`.
+    `down [H, E]` and `up [E, H]`; the ratio of the adapter in the blend is 0 to 1, and with `learn_ratio` the
+    start of `sigmoid(odds)`.
     """
 
     def __init__(self, down: Tensor, up: Tensor, ratio: float, learn_ratio: bool = False) -> None:
@@ -66,7 +60,7 @@ class Adapted(nn.Module):
 
     def class_weights(self) -> Tensor:
         """`[C, E]`, rows of unit norm."""
-        return self.sides["text"](self.text) if "text" in self.sides else self.text
+        return self.sides.get("text", nn.Identity())(self.text)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features `[N, E]` to logits `[N, C]`."""
@@ -80,11 +74,8 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def search(self, seen: Validation) -> float:
-        """Set the ratios that are right most often on some images, and give how often that is.
-
-        Without the norm, which changes no decision, logits are linear in `ratio / (1 - ratio)` of the
-        image side: its ratio is exact, between 0 and TOP, for each of TEXT_RATIOS.
-        """
+        """Set the ratios that are right most often on some images, and give how often that is. Without a
+        norm, logits are linear in `ratio / (1 - ratio)` of images: exact, for each of TEXT_RATIOS."""
         x, best, found = F.normalize(seen.features, dim=-1), -1.0, dict[str, Tensor]()
         for text_ratio in TEXT_RATIOS if "text" in self.sides else (0.0,):
             if "text" in self.sides:

@@ -193,14 +193,9 @@ class TipAdapter(FewShotClassifier):
         views: int | Literal["online"] = 0,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.alpha = alpha
-        self.beta = beta
-        self.selection = selection
-        self.ranges = ranges
-        self.templates = templates
-        self.views = views
-        self.seed = seed
+        self.backbone, self.alpha, self.beta = backbone, alpha, beta
+        self.selection, self.ranges, self.templates = selection, ranges, templates
+        self.views, self.seed = views, seed
 
     def cache(self, task: Task) -> CacheHead:
         """Store the support set, with alpha and beta as given."""

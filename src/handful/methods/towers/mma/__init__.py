@@ -14,7 +14,7 @@ from handful.features.views import InputStage
 from handful.heads import Head, Shapes
 from handful.methods.towers.mma.network import SIDES, MmaHead, ModalAdapters, rebuild, shapes_of
 from handful.prompts import template_tokens
-from handful.schedule import IMAGENET
+from handful.schedule import COOP_CROPS, IMAGENET
 from handful.towers import ImagePass, TwoTowers, join, text_pass
 from handful.towers.pair import Pairs
 
@@ -76,7 +76,7 @@ class MMA(FewShotClassifier):
     method: ClassVar[str] = "mma"
     uses_tower: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    crop_scale: ClassVar[tuple[float, float]] = COOP_CROPS
     head_type: ClassVar[type[Head]] = MmaHead
 
     def __init__(
@@ -98,21 +98,11 @@ class MMA(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        self.backbone = backbone
-        self.first_block = first_block
-        self.last_block = last_block
-        self.width = width
-        self.alpha = alpha
-        self.shared = shared
-        self.side = side
-        self.template = template
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.views = views
-        self.cache = cache
-        self.training = training
-        self.seed = seed
+        self.backbone, self.first_block, self.last_block = backbone, first_block, last_block
+        self.width, self.alpha, self.shared = width, alpha, shared
+        self.side, self.template = side, template
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.views, self.cache, self.training, self.seed = views, cache, training, seed
 
     def pairs(self, backbone: Backbone) -> Pairs:
         """Say which blocks of a backbone have adapters."""
