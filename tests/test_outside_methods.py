@@ -275,14 +275,3 @@ def test_a_fit_that_fails_leaves_the_last_one_whole():
 def test_a_class_without_images_is_named():
     with pytest.raises(handful.TrainingError, match=r"class_weights.*NaN.*classes \['mug', 'cup'\]"):
         Nearest().fit(np.eye(2, 4, dtype=np.float32), ["a", "b"], class_names=["a", "mug", "b", "cup"])
-
-
-class Mistaken(Nearest):
-    """Gives a head that it does not name as its own."""
-
-    head_type = ProjectionHead
-
-
-def test_a_head_that_the_method_does_not_name():
-    with pytest.raises(handful.ParameterError, match="Set head_type to the class of the head"):
-        Mistaken().fit(np.eye(2, 4, dtype=np.float32), ["a", "b"])

@@ -138,7 +138,7 @@ def test_an_adapter_after_a_block_rides_on_both_passes(tiny: handful.Backbone, b
     found = []
     for way in (PrefixPass, PlainPass):
         adapter.zero_grad()
-        one = run(way(tiny, *prompts), learned, {block: lambda x, y: y + adapter(x)})
+        one = run(way(tiny, *prompts), learned, {block: lambda x, y, slots: y + adapter(x)})
         found.append((*one, adapter.weight.grad.clone()))
     close(*[(features, gradient) for features, gradient, _ in found])
     torch.testing.assert_close(found[0][2], found[1][2], atol=1e-4, rtol=1e-4)
