@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize
 from torch import nn
 
 import handful
@@ -395,6 +396,33 @@ def test_a_linear_probe_is_at_the_minimum():
     for seed in range(20):
         away = 0.02 * torch.randn(found.shape, generator=torch.Generator().manual_seed(seed))
         assert float(loss(found + away)) > float(loss(found))
+
+
+def test_a_class_is_held_as_its_name_says_it(monkeypatch: pytest.MonkeyPatch):
+    """The minimum that CLAP's constraint asks for, found by scipy from the article's formula (§4.2)."""
+    monkeypatch.setattr("handful.methods.features.linear_probe.TOLERANCE", 1e-9)
+    features, labels, text = toy(6, noise=2.0)
+    text = text[[0, 2, 1]]  # the names of two classes say little
+    clf = handful.LinearProbe().fit(features, labels, class_names=NAMES, class_weights=text)
+    x, start = F.normalize(features, dim=-1).double().numpy(), text.double().numpy()
+    own = np.eye(3)[labels]
+
+    def softmax(weights: np.ndarray) -> np.ndarray:
+        powers = np.exp(100 * x @ weights.T)
+        return powers / powers.sum(1, keepdims=True)
+
+    strength = (own * softmax(start)).sum(0) / own.sum(0)
+    assert strength.max() > 2 * strength.min()
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = flat.reshape(start.shape)
+        away, p = weights - start, softmax(weights)
+        value = -np.log((own * p).sum(1)).mean() + (strength * (away**2).sum(1)).mean()
+        slope = 100 * (p - own).T @ x / len(x) + 2 * strength[:, None] * away / 3
+        return value, slope.ravel()
+
+    best = minimize(loss, start.ravel(), jac=True, method="BFGS", options={"gtol": 1e-6}).x
+    np.testing.assert_allclose(clf.head_.class_weights, best.reshape(start.shape), atol=2e-3)
 
 
 def test_confidence_is_the_mean_zero_shot_probability():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,8 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
 import handful
-from handful.estimator import Learned
-from handful.methods import find_method
 from handful.methods.features.tip_adapter import CacheHead, cache_logits, searched
-from handful.search import best_pair, best_ratio, by_class
+from handful.search import best_pair, best_ratio, by_class, sweep
 from handful.selection import folds, search_c, shot_numbers
 
 NAMES = ["cat", "dog", "red panda"]
@@ -204,6 +203,42 @@ def test_the_exact_ratio_is_never_beaten_by_a_fine_grid(seed: int):
     assert 0.1 <= ratio <= 5.0
 
 
+def test_ties_keep_the_first_stretch():
+    """Two images, each right in a stretch of its own, and both as good as one of them."""
+    starts, ends = torch.tensor([0.5, 2.0]), torch.tensor([1.0, 4.0])
+    assert sweep(starts, ends, 0.0, 5.0) == (0.75, 1)
+    assert sweep(starts.flip(0), ends.flip(0), 0.0, 5.0) == (0.75, 1)
+    assert sweep(starts, ends, 0.75, 5.0) == (0.875, 1)
+    assert sweep(starts[:0], ends[:0], 1.0, 5.0) == (3.0, 0)
+
+
+def two_peaks() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Two images of class 0 among three: one is right for a ratio from 1 to 2, the other from 3 to 4."""
+    base = torch.tensor([[0.0, 1.0, -2.0], [0.0, 3.0, -4.0]])
+    extra = torch.tensor([[0.0, -1.0, 1.0]]).repeat(2, 1)
+    return base, extra, torch.tensor([0, 0])
+
+
+def test_ties_of_a_ratio_keep_the_first_stretch():
+    base, extra, labels = two_peaks()
+    assert best_ratio(base, extra, labels, 0.0, 5.0) == (1.5, 0.5)
+    assert best_ratio(base.flip(0), extra, labels, 0.0, 5.0) == (1.5, 0.5)
+
+
+def test_ties_of_a_pair_keep_the_smallest_beta():
+    base, extra, labels = two_peaks()
+    asked: list[float] = []
+
+    def extras(rows: torch.Tensor, betas: Sequence[float]) -> Iterator[torch.Tensor]:
+        for beta in betas:
+            asked.append(beta)
+            yield extra[rows] * min(beta, 2.0)  # from 2 on nothing changes
+
+    found = best_pair(base, extras, labels, (0.0, 5.0), [0.1, 2.0, 3.0, 9.0])
+    assert (found.alpha, found.beta, found.accuracy) == (0.75, 2.0, 0.5)
+    assert set(asked) == {0.1, 2.0, 3.0, 9.0}
+
+
 @pytest.mark.parametrize("counts", [[4, 4, 4], [1, 5, 3]])
 def test_the_exact_search_of_a_cache_is_never_beaten_by_a_grid(counts: list[int]):
     generator = torch.Generator().manual_seed(sum(counts) + counts[0])
@@ -379,35 +414,6 @@ def test_labels_that_the_classifier_does_not_know(mini: handful.Backbone, suppor
     clf = handful.ZeroShot(mini).fit(class_names=["one", "two"])
     with pytest.raises(handful.DataError, match="does not know"):
         clf.score(support)
-
-
-class Nearest(handful.FewShotClassifier):
-    """A third party's method: nearest class mean."""
-
-    uses_text = False
-
-    def __init__(self, backbone: object = None) -> None:
-        self.backbone = backbone
-
-    def learn(self, task):
-        from handful.heads import CosineHead
-
-        x = task.features.directions()
-        means = torch.stack([x[task.labels == c].mean(0) for c in range(len(task.class_names))])
-        return Learned(CosineHead(F.normalize(means, dim=-1), task.scale))
-
-
-def test_a_third_partys_method(mini: handful.Backbone, support: handful.ImageSet, tmp_path: Path):
-    assert find_method(f"{__name__}:Nearest") is Nearest
-    clf = Nearest(mini).fit(support)
-    clf.save(tmp_path / "nearest")
-    with pytest.raises(handful.CheckpointError, match="--method"):
-        handful.load(tmp_path / "nearest")
-    again = handful.load(tmp_path / "nearest", mini, method=Nearest)
-    np.testing.assert_array_equal(again.decision_function(support), clf.decision_function(support))
-    for name in ("nothing", "json:loads", "no_module:Class", f"{__name__}:Absent"):
-        with pytest.raises(handful.ParameterError, match="method"):
-            find_method(name)
 
 
 # -- what a hostile newcomer found -------------------------------------------------------------------

@@ -64,9 +64,11 @@ def test_one_image_by_every_model(client: TestClient, served, held_out: handful.
 
 def test_an_image_is_encoded_once_for_all_heads(client, mini, held_out, monkeypatch: pytest.MonkeyPatch):
     sizes = []
-    encode = type(mini).encode_image
+    encode = type(mini).encode_image_hidden
     monkeypatch.setattr(
-        type(mini), "encode_image", lambda self, pixels: (sizes.append(len(pixels)), encode(self, pixels))[1]
+        type(mini),
+        "encode_image_hidden",
+        lambda self, pixels: (sizes.append(len(pixels)), encode(self, pixels))[1],
     )
     data = Path(held_out.items[0]).read_bytes()
     assert client.post("/predict", params={"model": ["tip", "probe"]}, content=data).status_code == 200
@@ -140,7 +142,7 @@ def test_the_gate(served, mini: handful.Backbone):
 
 def test_health_tells_the_truth(client, mini, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as broken:
-        broken.setattr(type(mini), "encode_image", lambda self, pixels: 1 / 0)
+        broken.setattr(type(mini), "encode_image_hidden", lambda self, pixels: 1 / 0)
         assert client.get("/health").status_code == 503
     assert client.get("/health").json() == {"status": "ok", "waiting": 0}
     text = client.get("/metrics").text

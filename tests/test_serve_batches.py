@@ -22,13 +22,13 @@ from handful.serve.engine import Busy, Engine
 @pytest.fixture
 def gate(mini: handful.Backbone, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Hold the backbone up until it is set."""
-    held, encode = threading.Event(), type(mini).encode_image
+    held, encode = threading.Event(), type(mini).encode_image_hidden
 
     def slow(self, pixels):
         assert held.wait(30)
         return encode(self, pixels)
 
-    monkeypatch.setattr(type(mini), "encode_image", slow)
+    monkeypatch.setattr(type(mini), "encode_image_hidden", slow)
     yield held
     held.set()
 
@@ -38,7 +38,7 @@ def in_engine(mini, served, limits, work):
         engine = Engine(mini, served, limits)
         sizes: list[int] = []
         engine.on_batch = sizes.append
-        async with engine.running():
+        async with asyncio.timeout(60), engine.running():
             return await work(engine), sizes
 
     return asyncio.run(run())
@@ -96,14 +96,14 @@ def test_one_that_breaks_the_batch_harms_no_other(
     mini, served, held_out, serve_limits, monkeypatch: pytest.MonkeyPatch
 ):
     """An image that only the backbone chokes on: the batch is run again, one by one."""
-    encode = type(mini).encode_image
+    encode = type(mini).encode_image_hidden
 
     def choke(self, pixels):
         if (pixels.mean((1, 2, 3)) > 1.2).any():  # the white one
             raise RuntimeError("no")
         return encode(self, pixels)
 
-    monkeypatch.setattr(type(mini), "encode_image", choke)
+    monkeypatch.setattr(type(mini), "encode_image_hidden", choke)
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "white").save(file, format="PNG")
     white = file.getvalue()

@@ -138,7 +138,7 @@ def test_an_adapter_after_a_block_rides_on_both_passes(tiny: handful.Backbone, b
     found = []
     for way in (PrefixPass, PlainPass):
         adapter.zero_grad()
-        one = run(way(tiny, *prompts), learned, {block: lambda x, y: y + adapter(x)})
+        one = run(way(tiny, *prompts), learned, {block: lambda x, y, slots: y + adapter(x)})
         found.append((*one, adapter.weight.grad.clone()))
     close(*[(features, gradient) for features, gradient, _ in found])
     torch.testing.assert_close(found[0][2], found[1][2], atol=1e-4, rtol=1e-4)
@@ -160,6 +160,74 @@ def test_a_reweighted_first_block_is_not_taken_for_frozen(tiny: handful.Backbone
         close(inside, run(PlainPass(tiny, *prompts), learned))
     close(run(fast, learned), before)
     assert (inside[0] - before[0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("change", ["in place", "another tensor"])
+def test_a_first_block_that_changes_is_projected_anew(change: str, tmp_path: Path):
+    """What the first block projects from frozen tokens is kept for as long as its weight is what it was."""
+    backbone = handful.load_backbone(*write_model(tmp_path, TINY), device="cpu")
+    prompts, learned = with_context(backbone, NAMES, 4), 0.1 * torch.randn(4, 32)
+    fast, plain = PrefixPass(backbone, *prompts), PlainPass(backbone, *prompts)
+    before = run(fast, learned)
+    close(run(fast, learned), before)
+    attention = backbone.text.blocks[0].module.attn
+    weight = attention.in_proj_weight
+    if change == "in place":
+        with torch.no_grad():
+            weight.mul_(1.5)
+    else:  # one that was changed as often
+        attention.in_proj_weight = nn.Parameter(1.5 * weight.detach(), requires_grad=False)
+        while attention.in_proj_weight._version < weight._version:
+            attention.in_proj_weight.mul_(1.0)
+    after = run(fast, learned)
+    close(after, run(plain, learned))
+    assert (after[0] - before[0]).abs().max() > 1e-2
+
+
+# -- deep prompts ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deeper(tmp_path_factory: pytest.TempPathFactory) -> handful.Backbone:
+    """A text tower of three blocks, so that two of them have one above."""
+    config = TINY | {"text_cfg": TINY["text_cfg"] | {"layers": 3}}
+    return handful.load_backbone(*write_model(tmp_path_factory.mktemp("deeper"), config), device="cpu")
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("class_specific", [False, True])
+@pytest.mark.parametrize("images", [0, 3])
+def test_learned_positions_can_be_replaced_after_any_block(
+    deeper: handful.Backbone, position: str, class_specific: bool, images: int
+):
+    """Slots say where, on both passes, for prompts of several lengths that begin alike."""
+    prompts = with_context(deeper, NAMES, 4, position, class_specific)
+    ends = deeper.text.ends(prompts[0])
+    assert len(ends.unique()) > 2
+    generator = torch.Generator().manual_seed(0)
+    vectors, width, depth = 4 * (len(NAMES) if class_specific else 1), deeper.text.width, 3
+    learned = 0.1 * torch.randn(*([images] if images else []), vectors, width, generator=generator)
+    deep = (0.3 * torch.randn(depth, vectors, width, generator=generator)).requires_grad_()
+
+    def replacing(layer: int):
+        def after(entered: Tensor, left: Tensor, slots: Tensor) -> Tensor:
+            assert entered.shape == left.shape
+            own = deep[layer]
+            return torch.where((slots >= 0)[..., None], own[slots.clamp(min=0)], left)
+
+        return after
+
+    found = []
+    for text in (PrefixPass(deeper, *prompts), PlainPass(deeper, *prompts)):
+        deep.grad = None
+        one = run(text, learned, {layer: replacing(layer) for layer in range(depth)})
+        found.append((*one, deep.grad))
+    (fast, fast_learned, fast_deep), (plain, plain_learned, plain_deep) = found
+    close((fast, fast_learned), (plain, plain_learned))
+    assert (fast_deep - plain_deep).norm() <= 1e-5 * plain_deep.norm()
+    assert bool((plain_deep[0].norm(dim=1) > 0).all())  # each is read, at its own place
+    without = PrefixPass(deeper, *prompts)(learned)
+    assert (fast - without).abs().amax(-1).min() > 1e-3
 
 
 # -- taps --------------------------------------------------------------------------------------------
