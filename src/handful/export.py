@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handful import __version__
 from handful.backbones import Backbone
 from handful.backbones.base import split_projection
 from handful.errors import HandfulError, ParameterError, unexpected
@@ -160,7 +160,7 @@ def facts_of(clf: FewShotClassifier, preprocess: dict[str, Any]) -> dict[str, st
         f"as Pillow does, {preprocess['interpolation']}. Give the bytes, [N, {height}, {width}, 3]: the file "
         "itself rescales them to 0..1 and normalises them by mean and std.",
         "temperature": repr(clf.fitted_.temperature),
-        "handful": __version__,
+        "handful": version("handful"),
     }
 
 

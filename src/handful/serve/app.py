@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
@@ -14,7 +15,6 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
-from handful import __version__
 from handful.backbones import Backbone
 from handful.errors import DataError, HandfulError
 from handful.estimator import FewShotClassifier
@@ -63,7 +63,7 @@ def create_app(
             yield
         drafts.close()
 
-    app = FastAPI(title="handful", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="handful", version=version("handful"), lifespan=lifespan)
     max_bytes = {"": limits.body_bytes, "/drafts/open": limits.draft_bytes}
     app.add_middleware(Gate, hosts={*LOCAL, *hosts}, token=token, public=PUBLIC, max_bytes=max_bytes)
     app.add_middleware(Meter, meters=meters)
