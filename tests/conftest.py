@@ -23,6 +23,9 @@ import handful
 from handful import cli
 from handful.cli.digits import write_digits
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers that run tests, and of what tests start:
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # more threads than cores take turns at waiting
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 TINY = {
