@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 import handful
 from handful import cli
-from handful.cli.digits import write_digits
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers that run tests, and of what tests start:
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # more threads than cores take turns at waiting
+# Torch is imported where it is used: the process that hands out the tests to others never needs it.
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads than cores take turns at waiting
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # each process would compile thousands of modules again
+    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -37,6 +37,9 @@ TINY = {
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     patch = pytest.MonkeyPatch()
     patch.setenv("HANDFUL_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.setenv("HF_HUB_OFFLINE", "1")
@@ -51,6 +54,8 @@ def mini() -> handful.Backbone:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from handful.cli.digits import write_digits
+
     folder = tmp_path_factory.mktemp("digits")
     write_digits(folder)
     return folder
@@ -87,6 +92,10 @@ def few_digits(digits: Path, tmp_path: Path) -> Path:
 
 def write_model(folder: Path, config: dict, seed: int = 0) -> tuple[Path, Path]:
     """Write a random model in open_clip's config form, with its weights."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
     settings = dict(config)
     cls = open_clip.CustomTextCLIP if settings.pop("custom_text", False) else open_clip.CLIP
     torch.manual_seed(seed)
