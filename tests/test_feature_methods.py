@@ -615,23 +615,23 @@ def test_shares_of_a_refined_classifier_add_up(mini: handful.Backbone, support: 
     assert float(sums.abs().max()) < 1
 
 
-def test_the_commands(call, digits: Path, tmp_path: Path):
+def test_the_commands(call, few_digits: Path, tmp_path: Path):
     network = tmp_path / "network.safetensors"
-    code, text, _ = call("meta-train", digits / "train", "--epochs", 1, "--shots", 2, "--out", network)
+    code, text, _ = call("meta-train", few_digits / "train", "--epochs", 1, "--shots", 2, "--out", network)
     assert code == 0, text
     assert network.exists()
     out = tmp_path / "model"
-    words = ["fit", digits / "train", "--shots", 2, "--out", out, "--method", "meta-adapter"]
+    words = ["fit", few_digits / "train", "--shots", 2, "--out", out, "--method", "meta-adapter"]
     assert call(*words, "-p", f"refiner={network}")[0] == 0
-    image = next((digits / "test" / "eight").iterdir())
+    image = next((few_digits / "test" / "eight").iterdir())
     code, text, _ = call("explain", out, image, "--top", 2)
     assert code == 0
     assert text.count("share") == 2
     assert call("explain", out)[0] == 1
-    code, _, err = call("fit", digits / "train", "--shots", 2, "-p", "selection=val", "--out", out)
+    code, _, err = call("fit", few_digits / "train", "--shots", 2, "-p", "selection=val", "--out", out)
     assert (code, "validation=" in err) == (1, True)
     code, _, _ = call(
-        "fit", digits / "train", "--shots", 2, "-p", "selection=val", "--validation", digits / "test",
+        "fit", few_digits / "train", "--shots", 2, "-p", "selection=val", "--validation", few_digits / "test",
         "--out", out,
     )  # fmt: skip
     assert code == 0
