@@ -23,8 +23,17 @@ import handful
 from handful import cli
 from handful.cli.digits import write_digits
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers that run tests, and of what tests start:
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # more threads than cores take turns at waiting
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads than cores take turns at waiting
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # each process would compile thousands of modules again
+    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
+
+pytest_plugins = (
+    "backbone_configs", "benches", "fuzzing", "hubs", "loads", "methods_made", "towers_made", "toys",
+    "writers",
+)  # fmt: skip
+"""Modules beside this one whose fixtures several files use."""
 
 SHARED = Path(__file__).parents[2] / "shared"
 
