@@ -19,12 +19,28 @@ from PIL import Image
 import handful
 from handful import cli
 
-# Torch is imported where it is used: the process that hands out the tests to others never needs it.
+# Torch is imported where it is used: a process that only hands out tests to others starts without it.
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads than cores take turns at waiting
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # each process would compile thousands of modules again
     os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
     sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
+
+FIXTURES = (
+    "backbone_configs", "benches", "fuzzing", "hubs", "loads", "methods_made", "towers_made", "toys",
+    "writers",
+)  # fmt: skip
+"""Modules beside this one whose fixtures several files use."""
+pytest.register_assert_rewrite(*FIXTURES)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import them wherever tests run."""
+    hands_out = config.getoption("dist") != "no" and not config.getoption("collectonly")
+    if hasattr(config, "workerinput") or not hands_out:
+        for name in FIXTURES:
+            config.pluginmanager.import_plugin(name)
+
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -226,9 +226,13 @@ def test_the_command_serves_until_it_is_interrupted(served, held_out: handful.Im
             os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C, to the main thread
 
     visitor = threading.Thread(target=visit)
-    visitor.start()
-    code, out, err = call("serve", tmp_path / "digits", "--port", port)
-    visitor.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a job of the background
+    try:
+        visitor.start()
+        code, out, err = call("serve", tmp_path / "digits", "--port", port)
+        visitor.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, out) == (130, f"http://127.0.0.1:{port}\n"), err
     best = answers[0].json()["results"][0]["answers"]["digits"]["predictions"][0]
     assert best["class"] == served["probe"].predict([image])[0]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbone_configs import RESNET, SIGLIP
 from conftest import TINY, write_model
-from test_backbones import RESNET, SIGLIP
 from torch import Tensor, nn
 
 import handful

@@ -1,4 +1,4 @@
-"""Whatever happens to a writer, a reader finds what was there before or what was to be written, whole."""
+"""Writers that fail, are killed, or meet: the old content or the new, no third."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +21,15 @@ import pytest
 import torch
 from conftest import dies_at, file_operations
 from torch import Tensor
+from writers import ROUNDS, classifiers, together
 
 import handful
-from handful import checkpoint, files
+from handful import checkpoint
 from handful.analysis import layers
 from handful.bench import Bench, read_results, run_bench
 from handful.features.store import Store
 from handful.features.views import scratch
-from handful.files import cache_folder, write_atomically
+from handful.files import cache_folder
 from handful.refiner import Refiner, load_refiner
 from handful.report import page
 from handful.report.page import write_report
@@ -40,7 +38,7 @@ from handful.schedule import seeded
 
 MOST = 300
 """File operations of the longest writer, at most."""
-ROUNDS = 20
+
 TAKES_ROOM = ("open", "write", "fsync", "mkdir", "posix_fallocate")
 """What a full disk refuses; the others work."""
 
@@ -93,21 +91,6 @@ def which(found: Any, contents: list[Any]) -> int:
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     """Whether tensors are the same to the bit."""
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
-def classifiers() -> list[handful.FewShotClassifier]:
-    """Two, of no backbone, with other classes, tensors and numbers."""
-    rng, found = np.random.default_rng(0), []
-    for number in range(2):
-        names = ["lamp", "mug", "cup"][: 2 + number]
-        features = rng.normal(size=(2 * len(names), 8)).astype(np.float32)
-        weights = rng.normal(size=(len(names), 8)).astype(np.float32)
-        found.append(
-            handful.TipAdapter(alpha=1.0 + number).fit(
-                features, names * 2, class_names=names, class_weights=weights
-            )
-        )
-    return found
 
 
 def classifier(folder: Path, tiny: handful.Backbone) -> Writer:
@@ -285,6 +268,9 @@ def writer(request: pytest.FixtureRequest, tiny: handful.Backbone, tmp_path: Pat
     return made
 
 
+# -- writers --------------------------------------------------------------------------------------
+
+
 @pytest.mark.filterwarnings("ignore:Features are not cached", "ignore:The training is not kept")
 @pytest.mark.parametrize(
     ("how", "way"),
@@ -373,14 +359,6 @@ def test_a_writer_that_is_killed_leaves_the_old_or_the_new(writer: Writer):
     assert seen == {0, 1}
 
 
-def together(actions: list[Callable[[], object]]) -> None:
-    """Do things in threads that begin at once."""
-    with ThreadPoolExecutor(len(actions)) as pool:
-        ready = threading.Barrier(len(actions))
-        for running in [pool.submit(lambda act=act: (ready.wait(), act())) for act in actions]:
-            running.result()
-
-
 @pytest.mark.parametrize("writer", [classifier, learned, refiner, training], indirect=True)
 def test_two_writers_at_once_leave_one_of_both(writer: Writer):
     """And whoever reads meanwhile finds one of both too."""
@@ -421,86 +399,3 @@ def test_scratch_on_a_disk_that_fails_leaves_nothing(tmp_path: Path, monkeypatch
 
 def _full(name: str) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-# -- what was found ----------------------------------------------------------------------------------
-
-
-def test_a_save_that_fails_late_says_what_is_there(tmp_path: Path):
-    old, new = classifiers()
-    old.save(tmp_path)
-    full = OSError(errno.ENOSPC, "No space left on device")
-
-    def save() -> None:
-        with pytest.raises(handful.CheckpointError) as caught:
-            new.save(tmp_path)
-        word = {1.0: "What was saved there before is whole", 2.0: "It is there and whole"}
-        assert word[handful.load(tmp_path).alpha] in str(caught.value)
-
-    for number in range(1, 9):
-        assert dies_at(number, full, save, only=("fsync", "replace"), once=True)
-
-
-def test_a_save_that_fails_takes_nothing_from_one_that_failed_late(tmp_path: Path):
-    """The tensors may lie ready only, under the name that a failing save of the same would remove."""
-    old, new = classifiers()
-    old.save(tmp_path)
-    full = OSError(errno.ENOSPC, "No space left on device")
-    assert dies_at(3, full, lambda: new.save(tmp_path), only=("replace",)) == "replace"
-    assert dies_at(2, full, lambda: new.save(tmp_path), only=("replace",)) == "replace"
-    assert handful.load(tmp_path).alpha == 2.0
-
-
-def test_files_have_the_rights_of_the_users_mask_whatever_threads_do(tmp_path: Path):
-    """The mask was read by setting it, which two threads at once could leave at 0."""
-    before = os.umask(0o027)
-    try:
-
-        def write(number: int) -> None:
-            for _ in range(ROUNDS):
-                write_atomically(tmp_path / str(number), b"x")
-
-        together([partial(write, number) for number in range(4)])
-        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
-        assert os.umask(0o027) == 0o027
-    finally:
-        os.umask(before)
-
-
-def test_a_card_belongs_to_the_classifier_beside_it(tmp_path: Path):
-    """The slower of two writers left its card beside the other's tensors."""
-    both = classifiers()
-    for _ in range(ROUNDS):
-        together([partial(clf.save, tmp_path) for clf in both])
-        classes = len(handful.load(tmp_path).class_names_)
-        assert f"`tip-adapter`, {classes} classes" in (tmp_path / "README.md").read_text()
-
-
-def test_where_there_are_no_locks_two_writers_leave_one_of_both_or_say_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Their rounds could go together to the last, and leave tensors of the one and facts of the other."""
-    monkeypatch.setattr(checkpoint, "only_writer", nullcontext)
-    both, refused = classifiers(), list[str]()
-
-    def save(clf: handful.FewShotClassifier) -> None:
-        try:
-            clf.save(tmp_path)
-        except handful.CheckpointError as error:
-            refused.append(str(error))
-
-    for _ in range(ROUNDS):
-        together([partial(save, clf) for clf in both])
-        if not refused:
-            assert handful.load(tmp_path).alpha in (1.0, 2.0)
-    assert all("Save again" in error for error in refused)
-
-
-def test_a_writer_waits_for_another_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whoever holds the lock may be stopped (Ctrl-Z)."""
-    monkeypatch.setattr(files, "PATIENCE", 0.1)
-    old, new = classifiers()
-    old.save(tmp_path)
-    with files.only_writer(tmp_path):
-        new.save(tmp_path)
-    assert handful.load(tmp_path).alpha == 2.0

@@ -1,4 +1,4 @@
-"""Methods inside the towers: MMA, fine-tuning, what they train from, and the layer analysis."""
+"""The upper image pass, and MMA."""
 
 from __future__ import annotations
 
@@ -9,41 +9,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_configs import RESNET
 from conftest import TINY, write_model
-from test_backbones import RESNET, SIGLIP
 from torch import Tensor
+from towers_made import NAMES
 
 import handful
-from handful.analysis.layers import analyze_layers, cka, image_layers, text_layers, write_analysis
 from handful.backbones import Tower
 from handful.data import ImageSet
 from handful.estimator import Task
-from handful.features.views import Views, room
+from handful.features.views import Views
 from handful.methods.towers.mma import pair_blocks
 from handful.methods.towers.mma.network import ModalAdapters, scale_gradient
 from handful.schedule import seeded
 from handful.towers import ImagePass, Taps
 from handful.towers.image import NO_SLOTS
-
-NAMES = ("cat", "dog", "red panda")
-
-
-@pytest.fixture(params=["clip", "clip-avg", "siglip", "mini"])
-def any_vit(request: pytest.FixtureRequest, mini: handful.Backbone, tmp_path: Path) -> handful.Backbone:
-    if request.param == "mini":
-        return mini
-    vision = TINY["vision_cfg"]
-    config = {
-        "clip": TINY,
-        "clip-avg": TINY | {"vision_cfg": vision | {"pool_type": "avg"}},
-        "siglip": SIGLIP,
-    }
-    return handful.load_backbone(*write_model(tmp_path, config[request.param]), device="cpu")
-
-
-@pytest.fixture
-def photos(two_classes: Path) -> ImageSet:
-    return ImageSet.from_folder(two_classes)
 
 
 def pixels_of(backbone: handful.Backbone, count: int = 3) -> Tensor:
@@ -75,16 +55,16 @@ def whole_towers(
     return backbone.scale * F.normalize(x, dim=-1) @ F.normalize(w, dim=-1).T
 
 
-# -- the upper image pass ----------------------------------------------------------------------------
+# -- the upper image pass -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_the_upper_pass_is_the_tower(any_vit: handful.Backbone, first: int):
-    pixels, above = pixels_of(any_vit), ImagePass(any_vit, first)
+def test_the_upper_pass_is_the_tower(any_pair: handful.Backbone, first: int):
+    pixels, above = pixels_of(any_pair), ImagePass(any_pair, first)
     tokens = above.enter(pixels)
-    assert tokens.shape[::2] == (3, any_vit.image.width)
-    torch.testing.assert_close(above(tokens), any_vit.encode_image(pixels), atol=1e-5, rtol=1e-4)
-    before = any_vit.encode_image(pixels)  # entering has left no hook behind
+    assert tokens.shape[::2] == (3, any_pair.image.width)
+    torch.testing.assert_close(above(tokens), any_pair.encode_image(pixels), atol=1e-5, rtol=1e-4)
+    before = any_pair.encode_image(pixels)  # entering has left no hook behind
     torch.testing.assert_close(before, above(tokens), atol=1e-5, rtol=1e-4)
 
 
@@ -101,18 +81,18 @@ def test_images_beyond_the_kept_tokens_run_again(tiny: handful.Backbone):
     torch.testing.assert_close(*gradients)
 
 
-# -- MMA ---------------------------------------------------------------------------------------------
+# -- MMA ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("side", ["both", "image", "text"])
 @pytest.mark.parametrize("shared", [True, False])
-def test_mma_is_the_published_computation(any_vit: handful.Backbone, side: str, shared: bool):
-    clf, adapters, model = started(any_vit, first_block=2, side=side, shared=shared)
-    pixels = pixels_of(any_vit)
-    stage = clf.input_stage(any_vit)
-    inputs = stage(pixels) if stage else any_vit.encode_image(pixels)
+def test_mma_is_the_published_computation(any_pair: handful.Backbone, side: str, shared: bool):
+    clf, adapters, model = started(any_pair, first_block=2, side=side, shared=shared)
+    pixels = pixels_of(any_pair)
+    stage = clf.input_stage(any_pair)
+    inputs = stage(pixels) if stage else any_pair.encode_image(pixels)
     found = []
-    for logits in (model(inputs), whole_towers(any_vit, adapters, clf, pixels)):
+    for logits in (model(inputs), whole_towers(any_pair, adapters, clf, pixels)):
         adapters.zero_grad()
         F.cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
         found.append((logits.detach(), torch.cat([p.grad.flatten() for p in adapters.parameters()])))
@@ -190,28 +170,28 @@ def test_towers_of_unequal_depth_are_joined_by_relative_depth():
 
 
 @pytest.mark.parametrize("side", ["both", "text"])
-def test_alpha_0_is_zero_shot(any_vit: handful.Backbone, photos: ImageSet, side: str):
-    clf = handful.MMA(any_vit, alpha=0, width=4, side=side, epochs=1, views=0).fit(photos)
-    zero = handful.ZeroShot(any_vit, templates="a photo of a {}.").fit(class_names=photos.class_names)
+def test_alpha_0_is_zero_shot(any_pair: handful.Backbone, photos: ImageSet, side: str):
+    clf = handful.MMA(any_pair, alpha=0, width=4, side=side, epochs=1, views=0).fit(photos)
+    zero = handful.ZeroShot(any_pair, templates="a photo of a {}.").fit(class_names=photos.class_names)
     np.testing.assert_allclose(clf.decision_function(photos), zero.decision_function(photos), atol=2e-4)
 
 
 @pytest.mark.parametrize("side", ["both", "image", "text"])
 def test_mma_learns_saves_and_serves_other_names(
-    any_vit: handful.Backbone, photos: ImageSet, side: str, tmp_path: Path
+    any_pair: handful.Backbone, photos: ImageSet, side: str, tmp_path: Path
 ):
-    clf = handful.MMA(any_vit, side=side, width=4, alpha=0.1, epochs=8, lr=0.02, views=0).fit(photos)
+    clf = handful.MMA(any_pair, side=side, width=4, alpha=0.1, epochs=8, lr=0.02, views=0).fit(photos)
     assert np.mean(clf.losses_[-3:]) < np.mean(clf.losses_[:3])
     assert clf.head_.needs == ("features" if side == "text" else "pixels")
     assert clf.selected_["batch_size"] == 16
     clf.save(tmp_path / "model")
-    again = handful.load(tmp_path / "model", any_vit)
+    again = handful.load(tmp_path / "model", any_pair)
     np.testing.assert_array_equal(again.predict_proba(photos), clf.predict_proba(photos))
     learned = clf.save_learned(tmp_path / "adapters.safetensors")
-    other = handful.load(learned, any_vit, class_names=["cat", "dog", "owl"])
+    other = handful.load(learned, any_pair, class_names=["cat", "dog", "owl"])
     assert other.decision_function(photos).shape == (len(photos), 3)
     assert other.learned_on_ == photos.class_names
-    same = handful.load(learned, any_vit, class_names=photos.class_names)
+    same = handful.load(learned, any_pair, class_names=photos.class_names)
     np.testing.assert_allclose(same.decision_function(photos), clf.decision_function(photos), atol=1e-4)
     assert not any(name.startswith(("visual", "transformer")) for name in clf.learned())
 
@@ -316,130 +296,3 @@ def test_training_and_serving_are_one_computation_in_bf16(tmp_path: Path, monkey
         torch.testing.assert_close(
             head.read(pixels), model(clf.input_stage(backbone)(pixels)), atol=1e-2, rtol=1e-2
         )
-
-
-# -- what training starts from -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("views", [0, 3])
-def test_views_are_the_same_wherever_they_are_kept(
-    tiny: handful.Backbone, photos: ImageSet, views: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
-    stage = handful.MMA(tiny).input_stage(tiny)
-    kept = {
-        keep: Views(tiny, photos.items, stage, views=views, seed=0, crop_scale=(0.5, 1.0), keep=keep)
-        for keep in ("memory", "disk", "off", "auto")
-    }
-    assert kept["auto"].kept == "memory"
-    rows = torch.tensor([4, 0, 4, 2])
-    given = {keep: source.sample(rows, seeded(2)) for keep, source in kept.items()}
-    for other in ("disk", "off"):
-        torch.testing.assert_close(given[other], given["memory"], atol=1e-5, rtol=1e-4)
-    if views:  # the crops that every other method sees
-        features = handful.encode(tiny, photos, views=views, seed=0, crop_scale=(0.5, 1.0))
-        above = ImagePass(tiny, handful.MMA(tiny).pairs(tiny)[1]["image"])
-        torch.testing.assert_close(above(kept["memory"].states[0]), features.values[0], atol=1e-4, rtol=1e-4)
-    del kept
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix not in (".safetensors", "")]
-
-
-@pytest.mark.parametrize("cache", ["disk", "off"])
-def test_a_fit_does_not_depend_on_where_views_are_kept(tiny: handful.Backbone, photos: ImageSet, cache: str):
-    fits = [
-        handful.MMA(tiny, width=4, epochs=2, views=2, cache=place).fit(photos) for place in ("memory", cache)
-    ]
-    np.testing.assert_allclose(*[fit.decision_function(photos) for fit in fits], atol=1e-4)
-
-
-def test_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "not" / "yet"))
-    assert room(1000) == "memory"
-    monkeypatch.setattr("handful.features.views.free_memory", lambda: 100)
-    assert room(1000) == "disk"
-    assert room(10**18) == "off"
-
-
-def test_fresh_crops(tiny: handful.Backbone, photos: ImageSet):
-    one, other = (
-        handful.MMA(tiny, width=4, epochs=2, views="online", seed=seed).fit(photos).losses_ for seed in (0, 0)
-    )
-    assert one == other
-    assert handful.MMA(tiny, width=4, epochs=2, views="online", seed=1).fit(photos).losses_ != one
-
-
-# -- fine-tuning -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("config", [TINY, RESNET, SIGLIP], ids=["clip", "resnet", "siglip"])
-def test_fine_tuning(config: dict, tmp_path: Path, photos: ImageSet):
-    backbone = handful.load_backbone(*write_model(tmp_path / "model", config), device="cpu")
-    before = backbone.fingerprint
-    zero = handful.ZeroShot(backbone).fit(class_names=photos.class_names)
-    still = handful.FineTuning(backbone, epochs=1, lr=1e-30, views=0).fit(photos)
-    np.testing.assert_allclose(still.decision_function(photos), zero.decision_function(photos), atol=1e-3)
-    clf = handful.FineTuning(backbone, epochs=20, lr=1e-4, views=0).fit(photos)
-    assert clf.losses_[-1] < clf.losses_[0]
-    del backbone.fingerprint
-    assert backbone.fingerprint == before
-    clf.save(tmp_path / "clf")
-    again = handful.load(tmp_path / "clf", backbone)
-    np.testing.assert_array_equal(again.predict_proba(photos), clf.predict_proba(photos))
-    assert clf.with_classes(["cat", "owl", "dog"]).predict_proba(photos).shape == (len(photos), 3)
-
-
-# -- layers ------------------------------------------------------------------------------------------
-
-
-def test_layers_are_those_of_the_towers(any_vit: handful.Backbone, photos: ImageSet):
-    images = image_layers(any_vit, photos.items)
-    texts = text_layers(any_vit, NAMES)
-    assert list(images) == ["embed", *map(str, range(1, len(any_vit.image.blocks) + 1)), "projection"]
-    assert list(texts) == ["embed", *map(str, range(1, len(any_vit.text.blocks) + 1)), "projection"]
-    features = handful.encode(any_vit, photos, cache=False).values[:, 0]
-    torch.testing.assert_close(images["projection"], features, atol=1e-4, rtol=1e-4)
-    tokens = any_vit.tokenize([f"a photo of a {name}." for name in NAMES])
-    torch.testing.assert_close(texts["projection"], any_vit.encode_text(tokens), atol=1e-4, rtol=1e-4)
-    last = images[str(len(any_vit.image.blocks))]
-    leave = any_vit.image.leave
-    if any_vit.image.reads_first:  # what a layer gives is what the tower would read there
-        torch.testing.assert_close(leave(last[:, None]), features, atol=1e-4, rtol=1e-4)
-
-
-def test_cka_knows_the_same_and_the_unrelated():
-    x = torch.randn(200, 30, generator=seeded(0))
-    turned = 3 * x @ torch.linalg.qr(torch.randn(30, 30, generator=seeded(1)))[0] + 5
-    assert cka(x, turned) == pytest.approx(1, abs=1e-6)
-    other = torch.randn(200, 300, generator=seeded(2))
-    assert abs(cka(x, other)) < 0.05  # the plain estimate says 0.2
-    with pytest.raises(handful.DataError, match="at least 4"):
-        cka(x[:3], x[:3])
-
-
-def test_a_layer_analysis(mini: handful.Backbone, digits: Path, tmp_path: Path, call):
-    rng = np.random.default_rng(0)
-    noise = [rng.integers(0, 255, (16, 16, 3), np.uint8) for _ in range(40)]
-    names = ["sea", "sky", "sand", "snow", "soil"]
-    sets = {
-        "digits": ImageSet.from_folder(digits / "train", verify=False),
-        "noise": ImageSet.from_lists(noise, [names[row % 5] for row in range(40)]),
-    }
-    found = analyze_layers(mini, sets, per_set=20, seeds=(1, 2))
-    assert found.images == 20
-    assert found.chance == 0.5
-    assert len(found.scores) == len(mini.image.blocks) + len(mini.text.blocks) + 4
-    assert all(score.mean > 0.9 for score in found.scores if score.side == "image")
-    assert [pair.text_layer for pair in found.alignment] == ["embed", "2", "3", "4", "6", "projection"]
-    again = analyze_layers(mini, sets, per_set=20, seeds=(1, 2))
-    assert again == found
-    paths = write_analysis(found, tmp_path / "out")
-    assert [path.name for path in paths] == ["layers.json", "layers.md", "layers.png"]
-    assert "| image | embed | 0.00 |" in paths[1].read_text()
-    with pytest.raises(handful.DataError, match="at least 2"):
-        analyze_layers(mini, {"digits": sets["digits"]})
-
-
-def test_analyze_layers_on_the_command_line(digits: Path, tmp_path: Path, call):
-    code, _, err = call("analyze", "layers", "--datasets", digits / "train", digits / "test")
-    assert code == 1
-    assert "class names that no other set has" in err
