@@ -183,6 +183,17 @@ def test_saved_served_and_exported_it_answers_the_same(
     np.testing.assert_allclose(exported, projected.predict_proba(list(pixels)), atol=1e-5)
 
 
+def test_it_is_calibrated_and_saved(
+    projected: Projection, tiny: handful.Backbone, support: handful.ImageSet, tmp_path: Path
+):
+    clf = Projection(tiny, strength=1e-3).fit(support).calibrate(support, folds=2)
+    clf.save(tmp_path / "model")
+    again = handful.load(tmp_path / "model", tiny, method=Projection)
+    np.testing.assert_array_equal(
+        again.predict(support, unknown="auto"), clf.predict(support, unknown="auto")
+    )
+
+
 # -- what a task was not given -----------------------------------------------------------------------
 
 EMPTY = Task(None, torch.zeros(0, dtype=torch.int64), ("cat",), None, 100.0)

@@ -190,6 +190,17 @@ def test_the_first_of_two_losses_is_recorded():
     assert run.losses == pytest.approx([((X @ START - Y) ** 2).mean()], rel=1e-12)
 
 
+def test_a_merged_loss_need_not_depend_on_every_parameter():
+    model, batch = nn.Linear(2, 1), (torch.ones(4, 2), torch.zeros(4))
+    start = model.bias.detach().clone()
+
+    def losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        return model.weight.square().sum(), model(batch[0]).square().mean()
+
+    train(model, lambda: [batch], PLAIN, loss=losses, merge=lambda one, other: one)
+    torch.testing.assert_close(model.bias.detach(), start)
+
+
 def test_a_merged_gradient_is_clipped_as_any_other():
     found = trained(PLAIN.change({"clip": 1e-3}), both, merge=lambda one, other: other)
     pull = other_gradient(START)

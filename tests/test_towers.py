@@ -184,6 +184,35 @@ def test_a_first_block_that_changes_is_projected_anew(change: str, tmp_path: Pat
     assert (after[0] - before[0]).abs().max() > 1e-2
 
 
+BENEATH = {
+    "bias": lambda backbone: backbone.text.blocks[0].module.attn.in_proj_bias,
+    "norm": lambda backbone: backbone.text.blocks[0].module.ln_1.weight,
+    "positions": lambda backbone: backbone.model.positional_embedding,
+    "words": lambda backbone: backbone.model.token_embedding.weight,
+}
+
+
+@pytest.mark.parametrize("name", BENEATH)
+def test_whatever_the_first_projection_is_made_of_may_change_or_be_trained(name: str, tmp_path: Path):
+    backbone = handful.load_backbone(*write_model(tmp_path, TINY), device="cpu")
+    prompts, learned = with_context(backbone, NAMES, 4), 0.1 * torch.randn(4, 32)
+    fast, plain, part = PrefixPass(backbone, *prompts), PlainPass(backbone, *prompts), BENEATH[name](backbone)
+    before = run(fast, learned)
+    with torch.no_grad():
+        part.add_(0.3 * torch.randn_like(part))
+    after = run(fast, learned)
+    close(after, run(plain, learned))
+    assert (after[0] - before[0]).abs().max() > 1e-2
+    gradients = []
+    part.requires_grad_(True)
+    for text in (fast, plain):
+        part.grad = None
+        run(text, learned)
+        gradients.append(part.grad)
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
+    assert gradients[1].norm() > 0
+
+
 # -- deep prompts ------------------------------------------------------------------------------------
 
 

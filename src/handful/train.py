@@ -241,7 +241,9 @@ class _Step:
                 sum(parts[1:], parts[0]).backward()
             else:
                 pair = [
-                    torch.autograd.grad(part, self.parameters, retain_graph=part is not parts[-1])
+                    torch.autograd.grad(
+                        part, self.parameters, retain_graph=part is not parts[-1], materialize_grads=True
+                    )
                     for part in parts
                 ]
                 gradients = [_add(*both) for both in zip(gradients, pair, strict=True)] if gradients else pair

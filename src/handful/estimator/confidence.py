@@ -201,7 +201,7 @@ def classify(
     return Answer(found, calibration.familiarity(head.image_features(x)) < calibration.threshold)
 
 
-def read_calibration(facts: Any, means: Tensor | None, classes: int, width: int) -> Calibration | None:
+def read_calibration(facts: Any, means: Tensor | None, classes: int, width: int | str) -> Calibration | None:
     """Check what a checkpoint says of a calibration.
 
     Raises

@@ -143,7 +143,10 @@ class Fitted:
             head=head,
             selection=facts["selection"],
             calibration=read_calibration(
-                facts.get("calibration"), means, len(facts["class_names"]), head.width
+                facts.get("calibration"),
+                means,
+                len(facts["class_names"]),
+                "E" if head.needs == "hidden" else head.width,  # its image features may be of another width
             ),
             **{**known, "draw": known["draw"] or None},
         )

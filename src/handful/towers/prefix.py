@@ -57,8 +57,11 @@ class PrefixPass:
         trees = grow(tokens, slots, self.tower.ends(tokens), self.part)
         self.trees = [tree.to(backbone.device) for tree in trees]
         self.order = torch.cat([tree.rows for tree in self.trees]).argsort()
-        self._first: dict[int, tuple[Tensor, int, Tensor]] = {}
+        self._first: dict[int, tuple[list[tuple[Tensor, int]], Tensor]] = {}
         self._below: dict[tuple[int, int], tuple[list[tuple[int, int]], Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_first": {}, "_below": {}}  # both are made again
 
     @property
     def tower(self) -> Tower:
@@ -142,15 +145,27 @@ class PrefixPass:
     def _project_first(self, block: Block, x: Tensor, number: int) -> Tensor:
         """Project the learned rows only; the rest of the first block's q, k, v never changes."""
         rows = self.trees[number].learned
-        weight = block.qkv[0]
-        if not x.requires_grad or weight.requires_grad:
+        held = self._held(block)
+        if not x.requires_grad or any(part.requires_grad for part, _ in held):
             return project(block, x)
         known = self._first.get(number)
-        if known is None or known[0] is not weight or known[1] != weight._version:
+        if known is None or not _same(held, known[0]):
             with torch.no_grad():
-                known = self._first[number] = weight, weight._version, project(block, x[:1])
+                known = self._first[number] = held, project(block, x[:1])
         fresh = project(block, x[:, rows])
-        return known[2].to(fresh).expand(len(x), -1, -1).index_copy(1, rows, fresh)
+        return known[1].to(fresh).expand(len(x), -1, -1).index_copy(1, rows, fresh)
+
+    def _held(self, block: Block) -> list[tuple[Tensor, int]]:
+        """Give what makes the first block's projection of frozen tokens, and how often each was changed."""
+        parts = [self.tower.positions, *block.qkv, *block.norm1.parameters()]
+        parts += cast(nn.Module, self.tower.embedding).parameters()
+        return [(part, part._version) for part in parts if isinstance(part, Tensor)]
+
+
+def _same(now: list[tuple[Tensor, int]], then: list[tuple[Tensor, int]]) -> bool:
+    """Whether these are the same tensors, unchanged."""
+    pairs = zip(now, then, strict=False)
+    return len(now) == len(then) and all(a[0] is b[0] and a[1] == b[1] for a, b in pairs)
 
 
 def limits(device: torch.device, width: int, blocks: int) -> tuple[int, int]:
