@@ -15,7 +15,7 @@ ENOUGH = {
     "cocoop": {"init": "a photo of the number", "epochs": 2, "views": 0},
     "clip-adapter": {"epochs": 30, "views": 0},
     "tip-adapter-f": {"views": 0},
-    "fine-tuning": {"epochs": 10, "views": 0},
+    "fine-tuning": {"epochs": 3, "views": 0},
 }
 """What a method of the text tower needs to get somewhere with forty images in seconds."""
 

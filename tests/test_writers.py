@@ -391,8 +391,7 @@ def test_scratch_on_a_disk_that_fails_leaves_nothing(tmp_path: Path, monkeypatch
         assert [*tmp_path.rglob("*")] in ([], [cache_folder()])
         if not died:
             break
-    assert not died
-    assert number > 2
+    assert not died and number > 2
     with pytest.raises(handful.DataError, match=r"cache='disk'.*No space left"), file_operations(_full):
         scratch((3, 5))
 
