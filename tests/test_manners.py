@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,19 @@ def test_integer_labels(mini: handful.Backbone):
     clf = handful.LogisticProbe(selection="fixed").fit(features, labels + 7)
     assert set(clf.predict(features)) == {7, 8, 9}
     assert clf.score(features, labels + 7) > 0.9
+
+
+def test_features_of_no_known_backbone_need_none(mini: handful.Backbone):
+    """Fitted on plain vectors, a classifier reads `Features` too, of whatever backbone."""
+    vectors, labels, _ = toy()
+    clf = handful.LogisticProbe(selection="fixed").fit(vectors, labels)
+    expected = clf.decision_function(vectors)
+    for fingerprint in ("", mini.fingerprint):
+        given = dataclasses.replace(handful.Features.from_array(vectors), fingerprint=fingerprint)
+        np.testing.assert_array_equal(clf.decision_function(given), expected)
+        assert clf.score(given, labels) > 0.9
+    with pytest.raises(handful.HandfulError, match="needs a backbone"):
+        clf.predict([np.zeros((8, 8, 3), np.uint8)])
 
 
 X = np.ones((2, 4), np.float32)

@@ -213,6 +213,29 @@ def test_whatever_the_first_projection_is_made_of_may_change_or_be_trained(name:
     assert gradients[1].norm() > 0
 
 
+@pytest.mark.parametrize("name", BENEATH)
+def test_whatever_prompts_below_a_function_are_made_of_may_change_or_be_trained(name: str, tmp_path: Path):
+    """Blocks below the first function run once for all calls, for as long as all they read is what it was."""
+    backbone = handful.load_backbone(*write_model(tmp_path, TINY), device="cpu")
+    tokens = backbone.tokenize(NAMES)
+    prompts, after = (tokens, torch.full_like(tokens, -1)), {1: lambda entered, x, slots: 1.1 * x}
+    fast, plain, part = PrefixPass(backbone, *prompts), PlainPass(backbone, *prompts), BENEATH[name](backbone)
+    before = fast(None, after)
+    with torch.no_grad():
+        part.add_(0.3 * torch.randn_like(part))
+    changed = fast(None, after)
+    torch.testing.assert_close(changed, plain(None, after), atol=1e-5, rtol=1e-5)
+    assert (changed - before).abs().max() > 1e-2
+    gradients = []
+    part.requires_grad_(True)
+    for text in (fast, plain):
+        part.grad = None
+        text(None, after).sin().sum().backward()
+        gradients.append(part.grad)
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
+    assert gradients[1].norm() > 0
+
+
 # -- deep prompts ------------------------------------------------------------------------------------
 
 

@@ -174,7 +174,7 @@ class FewShotClassifier(Method):
 
     def _encode_more(self, images: Any) -> Features:
         """Give features of more support images, by the parameters of the fit."""
-        return self._as_fitted().reader(self.loaded_backbone).features(images)
+        return self._as_fitted().reader(self.fitted_backbone).features(images)
 
     def _change(self, now: changes.Kept) -> Self:
         """Fit afresh on a support set that was changed, all at once."""

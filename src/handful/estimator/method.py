@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from numpy.typing import NDArray
@@ -164,21 +164,25 @@ class Method(Parameters):
             self._loaded = loaded = load_backbone(self.backbone)
         return loaded
 
-    def loaded_backbone(self, needed: bool = True) -> Backbone:
-        """Give the backbone that this was fitted on, loaded.
+    def fitted_backbone(self, needed: bool) -> Backbone | None:
+        """Give the backbone that this was fitted on, loaded; None where there is none and none is needed.
 
         Raises
         ------
         FingerprintError
             `set_params` gave another one since.
         """
-        fingerprint, backbone = self.fitted_.fingerprint, self.find_backbone(needed=True)
-        if backbone is None or (fingerprint and backbone.fingerprint != fingerprint):
+        fingerprint, backbone = self.fitted_.fingerprint, self.find_backbone(needed)
+        if backbone is not None and fingerprint and backbone.fingerprint != fingerprint:
             raise FingerprintError(
                 f"This was fitted on another backbone than {self.backbone!r}. Fit it again, or set the "
                 "backbone back."
             )
         return backbone
+
+    def loaded_backbone(self) -> Backbone:
+        """Give the backbone that this was fitted on, loaded; see `fitted_backbone`."""
+        return cast(Backbone, self.fitted_backbone(needed=True))
 
     def reader(self, find: Any = None) -> ImageReader:
         """Give how this method reads images, by its parameters."""
@@ -220,7 +224,7 @@ class Method(Parameters):
     def parts(self, images: Any) -> Iterator[Part]:
         """Give what the head needs of images as it is read, with the images that can't be."""
         fitted = self.fitted_
-        return replace(self.reader(self.loaded_backbone), fingerprint=fitted.fingerprint).query(
+        return replace(self.reader(self.fitted_backbone), fingerprint=fitted.fingerprint).query(
             images, fitted.head
         )
 

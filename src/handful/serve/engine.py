@@ -192,10 +192,8 @@ class Engine:
         ]
         read = {"pixels": pixels}
         if any(on_features):
-            read["features"] = self.backbone.encode_image(pixels).cpu()
-        if "hidden" in needs.values():
-            hidden = self.backbone.encode_image_hidden(pixels)[1]
-            read |= {} if hidden is None else {"hidden": hidden.cpu()}
+            features, hidden = self.backbone.encode_image_hidden(pixels)
+            read |= {"features": features.cpu()} | ({} if hidden is None else {"hidden": hidden.cpu()})
         predicted: list[dict[str, Prediction]] = [{} for _ in batch]
         for name, clf in self.models.items():
             rows = [row for row, item in enumerate(batch) if name in item.models]

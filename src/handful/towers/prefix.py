@@ -12,7 +12,7 @@ CLIP's text tower is causal, so a position never sees what comes after it. There
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -58,7 +58,7 @@ class PrefixPass:
         self.trees = [tree.to(backbone.device) for tree in trees]
         self.order = torch.cat([tree.rows for tree in self.trees]).argsort()
         self._first: dict[int, tuple[list[tuple[Tensor, int]], Tensor]] = {}
-        self._below: dict[tuple[int, int], tuple[list[tuple[int, int]], Tensor]] = {}
+        self._below: dict[tuple[int, int], tuple[list[tuple[Tensor, int]], Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_first": {}, "_below": {}}  # both are made again
@@ -117,18 +117,19 @@ class PrefixPass:
         return x
 
     def _frozen(self, number: int, first: int) -> Tensor:
-        """Give the tokens of prompts without learned vectors on their way into a block; they never change."""
-        below = [p for block in self.tower.blocks[:first] for p in block.module.parameters()]
-        now = [(id(p), p._version) for p in below]
+        """Give the tokens of prompts without learned vectors on their way into a block; kept while frozen."""
+
+        def climb() -> Tensor:
+            return self._climb(number, self._embed(self.trees[number], None), range(first), {})
+
+        held = self._held([p for block in self.tower.blocks[:first] for p in block.module.parameters()])
+        if any(part.requires_grad for part, _ in held):
+            return climb()
         known = self._below.get((number, first))
-        if known is not None and known[0] == now:
-            return known[1]
-        frozen = not any(p.requires_grad for p in below)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            x = self._climb(number, self._embed(self.trees[number], None), range(first), {})
-        if frozen:
-            self._below[number, first] = now, x
-        return x
+        if known is None or not _same(held, known[0]):
+            with torch.no_grad():
+                known = self._below[number, first] = held, climb()
+        return known[1]
 
     def _embed(self, tree: Tree, learned: Tensor | None) -> Tensor:
         """Give the tokens on their way into the first block: embedding or learned vector, plus place."""
@@ -145,7 +146,7 @@ class PrefixPass:
     def _project_first(self, block: Block, x: Tensor, number: int) -> Tensor:
         """Project the learned rows only; the rest of the first block's q, k, v never changes."""
         rows = self.trees[number].learned
-        held = self._held(block)
+        held = self._held([*block.qkv, *block.norm1.parameters()])
         if not x.requires_grad or any(part.requires_grad for part, _ in held):
             return project(block, x)
         known = self._first.get(number)
@@ -155,10 +156,10 @@ class PrefixPass:
         fresh = project(block, x[:, rows])
         return known[1].to(fresh).expand(len(x), -1, -1).index_copy(1, rows, fresh)
 
-    def _held(self, block: Block) -> list[tuple[Tensor, int]]:
-        """Give what makes the first block's projection of frozen tokens, and how often each was changed."""
-        parts = [self.tower.positions, *block.qkv, *block.norm1.parameters()]
-        parts += cast(nn.Module, self.tower.embedding).parameters()
+    def _held(self, weights: Sequence[Tensor | None]) -> list[tuple[Tensor, int]]:
+        """Give what frozen tokens are made of, with these weights, and how often each was changed."""
+        words = cast(nn.Module, self.tower.embedding).parameters()
+        parts = [self.tower.positions, *words, *weights]
         return [(part, part._version) for part in parts if isinstance(part, Tensor)]
 
 
