@@ -53,6 +53,19 @@ def test_fit(
         assert set(read.values()) == {1} and not decoded
 
 
+def test_validation_and_meta_training(
+    few_digits: Path, tmp_path: Path, call: Call, counted: tuple[Counter[str], Counter[str]]
+):
+    read, decoded = counted
+    words = ["fit", few_digits / "train", "-p", "selection=val", "--validation", few_digits / "test"]
+    assert call(*words, "--out", tmp_path / "clf")[0] == 0
+    assert len(read) == 160 and set(read.values()) == {1} and set(decoded.values()) == {1}
+    read.clear(), decoded.clear()
+    words = ["meta-train", few_digits / "train", "--epochs", "1", "--out", tmp_path / "net.safetensors"]
+    assert call(*words)[0] == 0
+    assert len(read) == 100 and set(read.values()) == {1} and max(decoded.values(), default=0) <= 1
+
+
 @pytest.mark.parametrize("method", ["tip-adapter", "fine-tuning"])
 def test_evaluate_and_predict(
     method: str, few_digits: Path, tmp_path: Path, call: Call, counted: tuple[Counter[str], Counter[str]]

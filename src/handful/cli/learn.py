@@ -17,7 +17,6 @@ from handful.cli.common import (
     console,
     find_class,
     plain,
-    read_images,
     read_specs,
     say,
     use_images,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from handful.compare import Comparison
     from handful.data import ImageSet
     from handful.estimator import FewShotClassifier
+    from handful.refiner import Refiner
 
 
 def demo(
@@ -85,16 +85,18 @@ def fit(
     parameters = _parameters(cls, method, param or [])
     _check_free(out)
     clf = cls(_load_backbone(backbone, weights), **parameters)
-    seen = None if validation is None else read_images(validation, on_error)
     start = time.perf_counter()
 
-    def learn(images: ImageSet) -> ImageSet:
+    def learn(images: ImageSet) -> tuple[ImageSet, ImageSet | None]:
         support = few_shot(_check_classes(folder, images), shots, seed) if shots else images
-        clf.fit(_check_classes(folder, support), validation=seen)
-        return support
+        _check_classes(folder, support)
+        if validation is None:
+            clf.fit(support)
+            return support, None
+        return support, use_images(validation, on_error, lambda seen: clf.fit(support, validation=seen))[1]
 
     try:
-        support, _ = use_images(folder, on_error, learn)
+        (support, seen), _ = use_images(folder, on_error, learn)
     except Interrupted as stopped:
         clf.save(out)
         say(f"{stopped} {out} holds it.")
@@ -142,9 +144,12 @@ def meta_train(
     from handful import load_backbone
     from handful import meta_train as train
 
-    images = read_images(folder, on_error)
     model = load_backbone(backbone, weights=weights)
-    refiner = train(model, images, regime=regime, shots=shots, epochs=epochs, lr=lr, seed=seed)  # type: ignore[arg-type]
+
+    def learn(images: ImageSet) -> Refiner:
+        return train(model, images, regime=regime, shots=shots, epochs=epochs, lr=lr, seed=seed)  # type: ignore[arg-type]
+
+    refiner, images = use_images(folder, on_error, learn)
     refiner.save(out)
     typer.echo(f"{out}: trained on {len(images)} images, last loss {refiner.facts['training']['loss']:.4f}")
 
