@@ -11,9 +11,10 @@ import torch
 from conftest import link_some
 
 import handful
-from handful.compare import compare, evaluate
+from handful.compare import compare
 from handful.data import Dataset, ImageSet
 from handful.estimator import Learned
+from handful.evaluation import evaluate
 from handful.heads import CosineHead
 from handful.metrics import calibration_error, harmonic_mean
 from handful.protocols import (

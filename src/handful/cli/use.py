@@ -85,7 +85,7 @@ def evaluate(
     """Measure a classifier on labelled images, beside zero-shot."""
     from dataclasses import asdict
 
-    from handful.compare import evaluate as measure
+    from handful.evaluation import evaluate as measure
 
     clf = load_classifier(model, method, backbone, weights)
     found, _ = use_images(folder, on_error, lambda images: measure(clf, images))
