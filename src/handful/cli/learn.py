@@ -162,8 +162,10 @@ def compare(
     ] = None,
     backbone: BackboneName = "mini",
     weights: Weights = None,
-    folds: Annotated[int, typer.Option(min=2, help="At most; as many as the smallest class has images.")] = 4,
-    repeats: Annotated[int, typer.Option(min=1, help="How often, with other folds.")] = 3,
+    folds: Annotated[int, typer.Option(min=2, help="At most; as many as the largest class has images.")] = 16,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="How often, with other folds. Default: as makes 12 fits.")
+    ] = None,
     fit_best: Annotated[
         bool, typer.Option("--fit-best", help="Fit the best on all images, and save it.")
     ] = False,
@@ -190,6 +192,8 @@ def compare(
         return compare_methods(candidates, chosen, count=folds, repeats=repeats, progress=say)
 
     found, images = use_images(folder, on_error, choose)
+    for note in found.notes:
+        say(f"note: {note}")
     if fit_best:
         candidates[found.best].fit(images).save(out)
         say(f"{found.best}, fitted on all {len(images)} images: {out}")

@@ -54,6 +54,8 @@ class Method(Parameters):
     """The class of the heads that it gives."""
     uses_text: ClassVar[bool] = True
     """Whether the method reads class names."""
+    trusts_names: ClassVar[bool] = True
+    """Whether names count however little they say: a text classifier stays a part of every answer."""
     uses_tower: ClassVar[bool] = False
     """Whether it works inside the text tower; then it takes no class weights from elsewhere."""
     uses_image_tower: ClassVar[bool] = False

@@ -48,6 +48,7 @@ class LinearProbe(FewShotClassifier):
     """
 
     method: ClassVar[str] = "linear-probe"
+    trusts_names: ClassVar[bool] = False
 
     def __init__(
         self,

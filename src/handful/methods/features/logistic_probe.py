@@ -46,6 +46,7 @@ class LogisticProbe(FewShotClassifier):
 
     method: ClassVar[str] = "logistic-probe"
     uses_text: ClassVar[bool] = False
+    trusts_names: ClassVar[bool] = False
     head_type: ClassVar[type[Head]] = LinearHead
 
     def __init__(
