@@ -1,0 +1,216 @@
+"""Folders that are parts of a data set, or hold the class folders, and are no classes themselves."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from handful.data.names import name_key
+from handful.errors import DataError
+
+WORDS = {
+    "train": "train training trn trainset trainval trainvalid 训练 训练集",
+    "validation": "val valid validate validating validation valset validset 验证 验证集",
+    "dev": "dev devel development devset",
+    "test": "test testing tst testset 测试 测试集",
+    "evaluation": "eval evaluate evaluating evaluation evalset",
+    "holdout": "holdout heldout",
+    "unlabeled": "unlabeled unlabelled unlabel unsup unsupervised unannotated",
+}
+"""How parts of a data set are called, by kind."""
+KIND_OF = {word: kind for kind, words in WORDS.items() for word in words.split()}
+PART_OF = {
+    "train": "train", "validation": "val", "dev": "val", "test": "test", "evaluation": "test",
+    "holdout": "test",
+}  # fmt: skip
+"""Which part of `open_dataset` a kind is; as the libraries of the field have it, eval is a test part."""
+BESIDE = {
+    "collections": "set sets subset data dataset datasets image images img imgs pic pics picture pictures "
+    "photo photos sample samples split splits fold folds folder folders files jpg png 集 数据 数据集 图片",
+    "others": "extra query gallery labeled labelled annotated pred preds predict prediction predictions "
+    "inference",
+    "qualities": "small large big mini tiny full all old new clean noisy raw original final crop crops "
+    "cropped resized processed preprocessed aug augmented balanced only public private version part batch "
+    "classes",
+}
+"""Words that may stand beside a part's (`train_images`, `test_small`), or are folders beside it (`extra`)."""
+COLLECTIONS, OTHERS, QUALITIES = (set(words.split()) for words in BESIDE.values())
+FOLDS = {"fold", "folds", "split", "splits"}
+"""Collections that are parts also where no part's word is: `fold 1`, `fold 2`."""
+NO_THING = {"validation", "trainval", "holdout", "trainset", "testset", "valset", "validset", "devset"}
+"""Words for a part that no picture shows: never a class, also alone beside ordinary names."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What one folder of a root holds.
+
+    Attributes
+    ----------
+    flat
+        How many images lie in it directly.
+    below
+        Its sub-folders that hold images, at any depth.
+    """
+
+    flat: int
+    below: tuple[str, ...]
+
+    @property
+    def nested(self) -> bool:
+        """Whether all of its images lie in sub-folders."""
+        return bool(self.below) and not self.flat
+
+
+def words_of(name: str) -> list[str]:
+    """Split a folder's name at separators, capitals and digits; `hold-out` and `un-labeled` are one word."""
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))
+    words = [word for word in re.split(r"[\W_]+|(?<=\D)(?=\d)|(?<=\d)(?=\D)", text.casefold()) if word]
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] + word in ("holdout", "heldout", "unlabeled", "unlabelled", "unannotated"):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    return joined
+
+
+def is_plain(word: str) -> bool:
+    """Whether a word beside a part's own leaves it a part: a number, a letter, a collection, a quality."""
+    return word.isdigit() or (len(word) == 1 and word.isascii()) or word in COLLECTIONS | QUALITIES | OTHERS
+
+
+def kind_of(name: str) -> str:
+    """Give the kind of a part that a name stands for, a key of `WORDS`; empty where it stands for none."""
+    words = words_of(name)
+    kinds = [KIND_OF[word] for word in words if word in KIND_OF]
+    return kinds[0] if kinds and all(word in KIND_OF or is_plain(word) for word in words) else ""
+
+
+def part_of(name: str) -> str:
+    """Give `"train"`, `"val"` or `"test"` for a folder or a word in a table; empty where it is none."""
+    return PART_OF.get(kind_of(name), "")
+
+
+def find_parts(inside: Mapping[str, Inside]) -> list[str]:
+    """Find the folders that are parts of a data set, and no classes.
+
+    `train`, `Test_set`, `valImages2017`, `hold-out`: a name made of a part's word and of what may be said of
+    it. Since `train`, `test` and `valid` are ordinary words too, a name alone does not decide. They are parts
+
+    1. where two kinds of them lie side by side, or two names that differ in that word alone (`dogs_train`,
+       `dogs_test`), whatever else lies there;
+    2. where all folders are called by such words, or by words for images in general (`images`, `fold 1`,
+       `extra`), and one of them holds its images in sub-folders;
+    3. where a folder holds sub-folders that are called as folders beside it are (`cat`, `dog`,
+       `test/cat`, `test/dog`);
+    4. where the name can mean nothing else: `validation`, or a collection (`test_images`), unless folders
+       beside it are collections of that word too (`bus_images`).
+
+    Else they are classes: `train` beside `bus` and `car`.
+
+    Parameters
+    ----------
+    inside
+        By name, what each folder holds.
+
+    Returns
+    -------
+    list
+        Their names; empty where all are classes.
+    """
+    kinds = {name: kind for name in inside if (kind := kind_of(name))}
+    if len(set(kinds.values())) > 1:
+        return list(kinds)
+    stems: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in inside:
+        words = words_of(name)
+        own = [KIND_OF[word] for word in words if word in KIND_OF]
+        if len(own) == 1:
+            stem = tuple(word for word in words if word not in KIND_OF and not word.isdigit())
+            stems.setdefault(stem, {})[name] = own[0]
+    for names in stems.values():
+        if len(set(names.values())) > 1:
+            return list(names)
+    general = all(name in kinds or _is_general(name) for name in inside)
+    folds = kinds or all(FOLDS & set(words_of(name)) for name in inside)
+    if general and folds and len(inside) > 1 and any(one.nested for one in inside.values()):
+        return list(inside)
+    return [name for name in kinds if _holds_siblings(name, inside) or _is_no_thing(name, inside)]
+
+
+def _is_general(name: str) -> bool:
+    """Whether a name says no more than that images lie there, as `images` and `fold 1` do."""
+    words = words_of(name)
+    return bool(set(words) & (COLLECTIONS | OTHERS)) and all(map(is_plain, words))
+
+
+def _holds_siblings(name: str, inside: Mapping[str, Inside]) -> bool:
+    """Whether most sub-folders of one folder are called as the folders beside it are."""
+    beside = {name_key(other) for other in inside if other != name}
+    below = inside[name].below
+    return inside[name].nested and 2 * sum(name_key(own) in beside for own in below) > len(below)
+
+
+def _is_no_thing(name: str, inside: Mapping[str, Inside]) -> bool:
+    """Whether a part's name can't be a class too."""
+    words = words_of(name)
+    others = {word for other in inside if not kind_of(other) for word in words_of(other)}
+    return bool(set(words) & NO_THING) or bool(set(words) & COLLECTIONS - others)
+
+
+def check_layout(root: Path, inside: Mapping[str, Inside]) -> None:
+    """Refuse folders that are parts of a data set, or that hold the class folders one level below.
+
+    Raises
+    ------
+    DataError
+        `find_parts` found some; or one folder alone holds images, all of them in sub-folders. The error says
+        which folder to give.
+    """
+    if parts := find_parts(inside):
+        first = min(parts, key=lambda name: (not inside[name].below, kind_of(name) != "train", name))
+        take = f"Give one of them, as `handful fit {_quoted(root / first)}`."
+        if not inside[first].below:
+            take += f" In it the images are to lie as {root / first}/<class name>/<image>."
+        raise DataError(
+            f"{root} holds {_listed(sorted(parts))}: parts of a data set, no classes. {take} If these are "
+            "classes, list the images in a table with the columns path and label."
+        )
+    holding = {name: own for name, own in inside.items() if own.flat or own.below}
+    if len(holding) == 1:
+        ((name, own),) = holding.items()
+        if own.nested and (len(own.below) > 1 or kind_of(name) or _is_general(name)):
+            raise DataError(
+                f"{root} holds images in one folder alone, {name}, and there in sub-folders: "
+                f"{_listed(own.below)}. Give the folder of the class folders, as "
+                f"`handful fit {_quoted(root / name)}`. If {name} is a class, put its images into it."
+            )
+
+
+def notes_on(inside: Mapping[str, Inside]) -> list[str]:
+    """Say which classes may have been meant otherwise."""
+    notes = [
+        f"{name} is read as a class. If it is a part of a data set, give the folder of one part alone."
+        for name in inside
+        if kind_of(name)
+    ]
+    same = next(iter(inside.values())).below
+    alike = all(own.nested and own.below == same for own in inside.values())
+    if alike and len(inside) > 1 and len(same) > 1:
+        notes.append(
+            f"every class holds the same sub-folders, {_listed(same)}. If these are the classes, or parts of "
+            "a data set, give a folder that holds the classes of one part."
+        )
+    return notes
+
+
+def _quoted(path: Path) -> str:
+    return f'"{path}"' if " " in str(path) else str(path)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
