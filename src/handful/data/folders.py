@@ -241,8 +241,7 @@ def list_classes(root: Path) -> Listing:
             continue  # a link to a folder above
         listing.labelled += [(image, path.name) for image in found.images]
         (listing.names if found.images or found.bad else listing.empty).append(path.name)
-        below = [image.relative_to(path).parts[:-1] for image in found.images]
-        inside[path.name] = Inside(below.count(()), tuple(sorted({parts[0] for parts in below if parts})))
+        inside[path.name] = Inside.of([image.relative_to(path).parts[:-1] for image in found.images])
     if not inside:
         raise DataError(f"{root} holds no class folders. Lay the images out as {root}/<class name>/<image>.")
     check_layout(root, inside)

@@ -12,10 +12,12 @@ from handful.data.names import name_key
 from handful.errors import DataError
 
 WORDS = {
-    "train": "train training trn trainset trainval trainvalid 训练 训练集",
-    "validation": "val valid validate validating validation valset validset 验证 验证集",
+    "train": "train training trn trainset trainval trainvalid trainingsdaten entrenamiento entrainement "
+    "apprentissage treino treinamento addestramento 训练 训练集 訓練 学習",
+    "validation": "val valid validate validating validation valset validset validierung validacion "
+    "validación validação validazione 验证 验证集 検証",
     "dev": "dev devel development devset",
-    "test": "test testing tst testset 测试 测试集",
+    "test": "test testing tst testset testdaten prueba pruebas teste 测试 测试集 テスト",
     "evaluation": "eval evaluate evaluating evaluation evalset",
     "holdout": "holdout heldout",
     "unlabeled": "unlabeled unlabelled unlabel unsup unsupervised unannotated",
@@ -40,8 +42,14 @@ BESIDE = {
 COLLECTIONS, OTHERS, QUALITIES = (set(words.split()) for words in BESIDE.values())
 FOLDS = {"fold", "folds", "split", "splits"}
 """Collections that are parts also where no part's word is: `fold 1`, `fold 2`."""
-NO_THING = {"validation", "trainval", "holdout", "trainset", "testset", "valset", "validset", "devset"}
+NO_THING = {
+    "validation", "evaluation", "eval", "holdout", "unlabeled", "unlabelled", "trainval", "trainset",
+    "testset", "valset", "validset", "devset", "evalset",
+}  # fmt: skip
 """Words for a part that no picture shows: never a class, also alone beside ordinary names."""
+
+
+TABLE = "If these are classes, list the images in a table with the columns path and label."
 
 
 @dataclass(frozen=True)
@@ -53,16 +61,34 @@ class Inside:
     flat
         How many images lie in it directly.
     below
-        Its sub-folders that hold images, at any depth.
+        Its sub-folders that hold images, at any depth; those of the last of `single` where there is one.
+    single
+        Where these are one, the sub-folders that lead on alone, to where images lie or several folders do.
     """
 
-    flat: int
-    below: tuple[str, ...]
+    flat: int = 0
+    below: tuple[str, ...] = ()
+    single: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, places: Sequence[tuple[str, ...]]) -> Inside:
+        """Read the places of a folder's images, each as the names of the sub-folders that it lies in."""
+        single: tuple[str, ...] = ()
+        while len({place[:1] for place in places}) == 1 and places[0]:
+            single += places[0][:1]
+            places = [place[1:] for place in places]
+        below = {place[0] for place in places if place}
+        return cls(places.count(()), tuple(sorted(below)), single)
 
     @property
     def nested(self) -> bool:
         """Whether all of its images lie in sub-folders."""
-        return bool(self.below) and not self.flat
+        return bool(self.single) or (bool(self.below) and not self.flat)
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """Its own sub-folders that hold images."""
+        return self.single[:1] or self.below
 
 
 def words_of(name: str) -> list[str]:
@@ -105,10 +131,11 @@ def find_parts(inside: Mapping[str, Inside]) -> list[str]:
        `dogs_test`), whatever else lies there;
     2. where all folders are called by such words, or by words for images in general (`images`, `fold 1`,
        `extra`), and one of them holds its images in sub-folders;
-    3. where a folder holds sub-folders that are called as folders beside it are (`cat`, `dog`,
-       `test/cat`, `test/dog`);
-    4. where the name can mean nothing else: `validation`, or a collection (`test_images`), unless folders
-       beside it are collections of that word too (`bus_images`).
+    3. where a folder holds its images in sub-folders, and most of these are called as folders beside it are
+       (`cat`, `dog`, `test/cat`, `test/dog`), or they are several and the folders beside it hold theirs
+       directly (`train/cat`, `train/dog`, `more`);
+    4. where the name can mean nothing else: `validation`, `unlabeled` (without `labeled`), or a collection
+       (`test_images`), unless folders beside it are collections of that word too (`bus_images`).
 
     Else they are classes: `train` beside `bus` and `car`.
 
@@ -139,7 +166,7 @@ def find_parts(inside: Mapping[str, Inside]) -> list[str]:
     folds = kinds or all(FOLDS & set(words_of(name)) for name in inside)
     if general and folds and len(inside) > 1 and any(one.nested for one in inside.values()):
         return list(inside)
-    return [name for name in kinds if _holds_siblings(name, inside) or _is_no_thing(name, inside)]
+    return [name for name in kinds if _holds_classes(name, inside) or _is_no_thing(name, inside)]
 
 
 def _is_general(name: str) -> bool:
@@ -148,47 +175,76 @@ def _is_general(name: str) -> bool:
     return bool(set(words) & (COLLECTIONS | OTHERS)) and all(map(is_plain, words))
 
 
-def _holds_siblings(name: str, inside: Mapping[str, Inside]) -> bool:
-    """Whether most sub-folders of one folder are called as the folders beside it are."""
-    beside = {name_key(other) for other in inside if other != name}
-    below = inside[name].below
-    return inside[name].nested and 2 * sum(name_key(own) in beside for own in below) > len(below)
+def _holds_classes(name: str, inside: Mapping[str, Inside]) -> bool:
+    """Whether the sub-folders of one folder are class folders, by what lies beside it."""
+    beside = {name_key(other): one for other, one in inside.items() if other != name}
+    own = inside[name].first
+    same = 2 * sum(name_key(below) in beside for below in own) > len(own)
+    flat = len(own) > 1 and bool(beside) and all(not one.nested for one in beside.values())
+    return inside[name].nested and (same or flat)
 
 
 def _is_no_thing(name: str, inside: Mapping[str, Inside]) -> bool:
     """Whether a part's name can't be a class too."""
     words = words_of(name)
     others = {word for other in inside if not kind_of(other) for word in words_of(other)}
-    return bool(set(words) & NO_THING) or bool(set(words) & COLLECTIONS - others)
+    is_mark = "unlabeled" in kind_of(name) and others & {"labeled", "labelled", "mislabeled"}  # of the things
+    return bool(set(words) & NO_THING and not is_mark) or bool(set(words) & COLLECTIONS - others)
 
 
 def check_layout(root: Path, inside: Mapping[str, Inside]) -> None:
-    """Refuse folders that are parts of a data set, or that hold the class folders one level below.
+    """Refuse folders that are parts of a data set, or that hold the class folders below.
 
     Raises
     ------
     DataError
-        `find_parts` found some; or one folder alone holds images, all of them in sub-folders. The error says
-        which folder to give.
+        `find_parts` found some, or some in a class folder; or one folder alone holds images, all of them in
+        sub-folders. The error says which folder to give.
     """
-    if parts := find_parts(inside):
-        first = min(parts, key=lambda name: (not inside[name].below, kind_of(name) != "train", name))
-        take = f"Give one of them, as `handful fit {_quoted(root / first)}`."
-        if not inside[first].below:
-            take += f" In it the images are to lie as {root / first}/<class name>/<image>."
-        raise DataError(
-            f"{root} holds {_listed(sorted(parts))}: parts of a data set, no classes. {take} If these are "
-            "classes, list the images in a table with the columns path and label."
-        )
-    holding = {name: own for name, own in inside.items() if own.flat or own.below}
-    if len(holding) == 1:
+    if parts := sorted(find_parts(inside)):
+        what = "parts of a data set, no classes" if len(parts) > 1 else "a part of a data set, no class"
+        found = f"{root} holds {_listed(parts)}: {what}."
+        raise DataError(f"{found} {_take(root, inside, parts)} {TABLE}")
+    if len(holding := {name: own for name, own in inside.items() if own.flat or own.below}) == 1:
         ((name, own),) = holding.items()
-        if own.nested and (len(own.below) > 1 or kind_of(name) or _is_general(name)):
+        if own.nested and (not own.flat or kind_of(name) or _is_general(name)):
+            _refuse_wrapper(root, name, own)
+    for name, own in inside.items():
+        if len({kind_of(below) for below in own.below} - {""}) > 1:
             raise DataError(
-                f"{root} holds images in one folder alone, {name}, and there in sub-folders: "
-                f"{_listed(own.below)}. Give the folder of the class folders, as "
-                f"`handful fit {_quoted(root / name)}`. If {name} is a class, put its images into it."
+                f"{root / name} holds {_listed(own.below)}: parts of a data set, inside of a class. Lay the "
+                f"images out as {root}/<part>/<class name>/<image>, and give one part. {TABLE}"
             )
+
+
+def _take(root: Path, inside: Mapping[str, Inside], parts: Sequence[str]) -> str:
+    """Say how to take one of some parts."""
+    first = min(parts, key=lambda name: (not inside[name].nested, kind_of(name) != "train", name))
+    if classes := sorted(set(inside) - set(parts)):
+        beside = f"Move {_listed(parts)} out of {root}, where {_listed(classes)} lie too"
+        alone = f"; or give one alone, as `handful fit {_quoted(root / first)}`"
+        return beside + (alone if inside[first].nested else "") + "."
+    take = f"Give one of them, as `handful fit {_quoted(root / first)}`."
+    if not inside[first].nested:
+        take += f" In it the images are to lie as {root / first}/<class name>/<image>."
+    return take
+
+
+def _refuse_wrapper(root: Path, name: str, own: Inside) -> None:
+    """Refuse a folder whose class folders lie deeper, and say where."""
+    place = Path(root, name, *own.single)
+    if own.flat:  # one class alone, in a part
+        place, below = place.parent, own.single[-1:]
+    else:
+        below = own.below
+    parts = [part for part in below if kind_of(part)]
+    if len({kind_of(part) for part in parts}) > 1:
+        place /= min(parts, key=lambda part: (kind_of(part) != "train", part))
+    raise DataError(
+        f"{root} holds images in one folder alone, {name}, and there in sub-folders: {_listed(below)}. Give "
+        f"the folder of the class folders, as `handful fit {_quoted(place)}`. If {name} is a class, put its "
+        "images into it."
+    )
 
 
 def notes_on(inside: Mapping[str, Inside]) -> list[str]:
