@@ -105,7 +105,7 @@ def find_images(root: Path, folders: Sequence[Path]) -> list[Found]:
     """Find the images in folders under a root, at any depth.
 
     Links to folders are followed. Each real folder is read once, for the folder that it lies in, and only
-    then for the first that has a link to it; a link to a folder above is not followed.
+    then for the first that has a link to it. A link to a folder above is not followed.
 
     Parameters
     ----------
@@ -133,11 +133,10 @@ def find_images(root: Path, folders: Sequence[Path]) -> list[Found]:
             real = os.path.realpath(here)
             if real in above:
                 found[row].passed.append(LeftOut(str(here), ABOVE, True))
-            elif real in read and read[real][0] == row:
-                found[row].passed.append(LeftOut(str(here), f"the same folder as {read[real][1]}", True))
             elif real in read:
-                same = f"the same folder as {read[real][1]}, of another class"
-                found[row].bad.append(LeftOut(str(here), same))
+                owner, first = read[real]
+                same = f"the same folder as {first}{', of another class' * (owner != row)}"
+                found[row].passed.append(LeftOut(str(here), same, True))
             else:
                 read[real] = (row, here)
                 folders_in, links = _look(here, found[row])
@@ -183,9 +182,14 @@ def list_images(paths: Iterable[Path]) -> tuple[list[Path], Found]:
     tuple
         The files in the order of `paths`, in a folder sorted, those that can't be read among them; and what
         was passed over in the folders.
+
+    Raises
+    ------
+    DataError
+        There is no file.
     """
-    files, rest = list[Path](), Found()
-    for path in paths:
+    files, rest, given = list[Path](), Found(), list(paths)
+    for path in given:
         if not path.is_dir():
             files.append(path)
             continue
@@ -193,6 +197,9 @@ def list_images(paths: Iterable[Path]) -> tuple[list[Path], Found]:
         files += sorted(found.images + [Path(item.path) for item in found.bad])
         rest.passed += found.passed
         rest.leftovers += found.leftovers
+    if not files:
+        shown = ", ".join(map(str, given)) or "nothing"
+        raise DataError(f"Got {shown}, where no image is, expected files or folders that hold some. {rest}")
     return files, rest
 
 
@@ -237,8 +244,8 @@ def list_classes(root: Path) -> Listing:
         listing.bad += found.bad
         listing.passed += found.passed
         listing.leftovers += found.leftovers
-        if [item.path for item in found.passed] == [str(path)]:
-            continue  # a link to a folder above
+        if LeftOut(str(path), ABOVE, True) in found.passed:
+            continue
         listing.labelled += [(image, path.name) for image in found.images]
         (listing.names if found.images or found.bad else listing.empty).append(path.name)
         inside[path.name] = Inside.of([image.relative_to(path).parts[:-1] for image in found.images])

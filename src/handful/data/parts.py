@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,8 +127,8 @@ def find_parts(inside: Mapping[str, Inside]) -> list[str]:
     `train`, `Test_set`, `valImages2017`, `hold-out`: a name made of a part's word and of what may be said of
     it. Since `train`, `test` and `valid` are ordinary words too, a name alone does not decide. They are parts
 
-    1. where two kinds of them lie side by side, or two names that differ in that word alone (`dogs_train`,
-       `dogs_test`), whatever else lies there;
+    1. where two kinds of them lie side by side, whatever else lies there; or names that differ in that word
+       alone (`dogs_train`, `dogs_test`), if nothing else does or one holds its images in sub-folders;
     2. where all folders are called by such words, or by words for images in general (`images`, `fold 1`,
        `extra`), and one of them holds its images in sub-folders;
     3. where a folder holds its images in sub-folders, and most of these are called as folders beside it are
@@ -152,21 +152,26 @@ def find_parts(inside: Mapping[str, Inside]) -> list[str]:
     kinds = {name: kind for name in inside if (kind := kind_of(name))}
     if len(set(kinds.values())) > 1:
         return list(kinds)
-    stems: dict[tuple[str, ...], dict[str, str]] = {}
-    for name in inside:
-        words = words_of(name)
-        own = [KIND_OF[word] for word in words if word in KIND_OF]
-        if len(own) == 1:
-            stem = tuple(word for word in words if word not in KIND_OF and not word.isdigit())
-            stems.setdefault(stem, {})[name] = own[0]
-    for names in stems.values():
-        if len(set(names.values())) > 1:
-            return list(names)
+    pairs = _pairs(inside)
+    if pairs and (len(pairs) == len(inside) or any(inside[name].nested for name in pairs)):
+        return pairs
     general = all(name in kinds or _is_general(name) for name in inside)
     folds = kinds or all(FOLDS & set(words_of(name)) for name in inside)
     if general and folds and len(inside) > 1 and any(one.nested for one in inside.values()):
         return list(inside)
     return [name for name in kinds if _holds_classes(name, inside) or _is_no_thing(name, inside)]
+
+
+def _pairs(names: Iterable[str]) -> list[str]:
+    """Give names that differ in the word for a part alone, as `dogs_train` and `dogs_test`."""
+    kinds: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in names:
+        words = words_of(name)
+        own = [KIND_OF[word] for word in words if word in KIND_OF]
+        if len(own) == 1:
+            rest = tuple(word for word in words if word not in KIND_OF and not word.isdigit())
+            kinds.setdefault(rest, {})[name] = own[0]
+    return [name for alike in kinds.values() if len(set(alike.values())) > 1 for name in alike]
 
 
 def _is_general(name: str) -> bool:

@@ -69,7 +69,7 @@ class Report:
 
 def passed_line(paths: Sequence[str]) -> str:
     """Count hidden files and leftovers, and say how they are called."""
-    names = sorted({Path(path).name for path in paths})
+    names = sorted({repr(Path(path).name)[1:-1] for path in paths})
     shown = ", ".join(names[:MOST_SHOWN]) + (", ..." if len(names) > MOST_SHOWN else "")
     return f"{len(paths)} hidden or left behind by systems and archives, passed over: {shown}"
 
