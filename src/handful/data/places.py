@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
@@ -42,7 +42,7 @@ class Places:
         """Say what was tried."""
         is_file = text.casefold().startswith("file:")
         if SCHEME.match(text) and not is_file:
-            return "an address, expected a file: download it first"
+            return f"{text} is an address, expected a file: download it first"
         if any(map(_is_absolute, _spellings(text))):
             tried = ["the path as it is written"]
         else:
@@ -51,15 +51,16 @@ class Places:
                 f"from the working folder {self.working}",
             ]
         tried += ["with / for \\"] if "\\" in text else []
-        tried += ["as a file:// address"] if is_file else []
+        tried += [f"as the address of {unquote(_from_address(text))}"] if is_file else []
         tried += ["with ~ as the home folder"] if text.startswith("~") else []
         return f"no such file; tried {', '.join(tried)}"
 
 
 def _spellings(text: str) -> Iterator[str]:
     """Give the ways to read a path, the likeliest first, each once."""
-    seen = set()
-    for first in (text, _from_address(text)):
+    seen = {""}
+    address = _from_address(text)
+    for first in (text, unquote(address), address):
         for path in (first, _at_home(first)):
             for slashed in (path, path.replace("\\", "/")):
                 for form in (slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))):
@@ -76,17 +77,14 @@ def _at_home(text: str) -> str:
 
 
 def _from_address(text: str) -> str:
-    """Give the path of a `file:` address, and any other text as it is."""
+    """Give the path of a `file:` address, as it is encoded; empty for any other text."""
     if not text.casefold().startswith("file:"):
-        return text
-    try:
-        address = urlsplit(text.replace("\\", "/"))
-    except ValueError:
-        return text
-    path = unquote(address.path)
-    if re.match(r"/[a-zA-Z]:/", path):  # file:///C:/images
-        return path[1:]
-    return path if address.netloc in ("", "localhost", "127.0.0.1") else unquote(address.netloc) + path
+        return ""
+    path = text[5:].replace("\\", "/")
+    if path.startswith("//"):
+        host, slash, rest = path[2:].partition("/")
+        path = slash + rest if host in ("", "localhost", "127.0.0.1") else host + slash + rest
+    return path[1:] if re.match(r"/[a-zA-Z]:/", path) else path  # file:///C:/images
 
 
 def _is_absolute(path: str) -> bool:

@@ -138,8 +138,9 @@ def _decode(table: Path) -> str:
         if data.startswith(start):
             raise DataError(f"Got table={str(table)!r}, which is {what}.")
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and b"\0" in data[:200]:  # UTF-16 without a mark
-        encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
+    if encoding == "utf-8" and len(data) % 2 == 0:  # UTF-16 without a mark: each letter of a header has a 0
+        zeros = data[0:4:2].count(0), data[1:4:2].count(0)
+        encoding = "utf-16-be" if zeros == (2, 0) else "utf-16-le" if zeros == (0, 2) else encoding
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -179,7 +180,7 @@ def _text_rows(table: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
                 f"{table}, row {number + first}: got {len(cells)} cells, the header has {len(names)}. Put "
                 f"a cell that holds {separator!r} into double quotes."
             )
-        yield number + first, dict(zip(names, cells, strict=False))
+        yield number + first, dict(zip(names, cells + [""] * len(names), strict=False))
 
 
 def _cells(table: Path, text: str, separator: str) -> list[tuple[int, list[str]]]:
@@ -204,9 +205,20 @@ def _cells(table: Path, text: str, separator: str) -> list[tuple[int, list[str]]
 def _json_rows(table: Path, text: str) -> Iterator[Row]:
     """Read a list of objects, or an object each line, with its number."""
     try:
-        whole = json.loads(text) if text.lstrip()[:1] == "[" else None
-    except (json.JSONDecodeError, RecursionError) as error:
+        whole = json.loads(text)
+    except RecursionError as error:
         raise DataError(f"{table}: not JSON ({error}).") from error
+    except json.JSONDecodeError as error:
+        if text.lstrip()[:1] == "[":
+            raise DataError(f"{table}: not JSON ({error}).") from error
+        whole = None
+    if isinstance(whole, dict) and not isinstance(next(iter(whole.values()), ""), list | dict):
+        whole = [whole]  # a table of one line
+    if whole is not None and not isinstance(whole, list):
+        raise DataError(
+            f"{table}: got a JSON {type(whole).__name__}, expected a list of objects, one for each image (in "
+            'pandas, `to_json(orient="records")`), or an object each line.'
+        )
     rows = enumerate(whole, 1) if whole is not None else _json_lines(table, text)
     for number, row in rows:
         if not isinstance(row, dict):
