@@ -88,13 +88,12 @@ def use_images(data: Path, on_error: str, use: Callable[[ImageSet], T]) -> tuple
 
 def _listed(data: Path, on_error: str, verify: bool = False) -> ImageSet:
     from handful.data import ImageSet
-    from handful.data.tables import ENDINGS
+    from handful.data.tables import is_table
     from handful.errors import unexpected
 
     if on_error not in ("raise", "skip"):
         raise unexpected("on_error", on_error, "'raise' or 'skip'")
-    is_table = data.is_file() or (not data.is_dir() and data.suffix.lower() in ENDINGS)
-    read = ImageSet.from_table if is_table else ImageSet.from_folder
+    read = ImageSet.from_table if is_table(data) else ImageSet.from_folder
     return read(data, on_error="skip" if on_error == "skip" else "raise", verify=verify)
 
 

@@ -1,5 +1,8 @@
 """Folders as people lay them: which files are images, which are passed over, and where links lead."""
 
+# What os.path asks never raises; pathlib's does for names that are too long, and where nobody may look.
+# ruff: noqa: PTH110, PTH112, PTH113, PTH114
+
 from __future__ import annotations
 
 import os
@@ -64,9 +67,9 @@ class Found:
     def add(self, path: Path) -> None:
         """Sort in what is no folder: by its name, and where that says nothing by its first bytes."""
         named = path.suffix.lower() in IMAGE_ENDINGS | OTHER_IMAGES
-        if path.is_symlink() and not path.exists():
+        if os.path.islink(path) and not os.path.exists(path):
             self.bad.append(LeftOut(str(path), "a link to nothing"))
-        elif named and not path.is_file():
+        elif named and not os.path.isfile(path):
             self.bad.append(LeftOut(str(path), "no file but a pipe, a socket or a device"))
         elif named or looks_like_image(path):
             self.images.append(path)
@@ -92,7 +95,7 @@ def is_passed_over(name: str) -> bool:
 
 def looks_like_image(path: Path) -> bool:
     """Whether a file begins as an image does; one that can't be opened may be one."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return False
     try:
         with path.open("rb") as file:
@@ -123,7 +126,7 @@ def find_images(root: Path, folders: Sequence[Path]) -> list[Found]:
     read: dict[str, tuple[int, Path]] = {}
     home = os.path.realpath(root)
     above = {str(path) for path in Path(home).parents} | (set() if root in folders else {home})
-    linked = [path != root and path.is_symlink() for path in folders]
+    linked = [path != root and os.path.islink(path) for path in folders]
     starts = deque(sorted(enumerate(folders), key=lambda start: linked[start[0]]))  # real folders first
     while starts:
         row, start = starts.popleft()
@@ -162,8 +165,8 @@ def _look(folder: Path, found: Found) -> tuple[list[Path], list[Path]]:
     for path in inside:
         if is_passed_over(path.name):
             found.leftovers.append(str(path))
-        elif path.is_dir():
-            (links if path.is_symlink() else folders).append(path)
+        elif os.path.isdir(path):
+            (links if os.path.islink(path) else folders).append(path)
         else:
             found.add(path)
     return folders, links
@@ -190,7 +193,7 @@ def list_images(paths: Iterable[Path]) -> tuple[list[Path], Found]:
     """
     files, rest, given = list[Path](), Found(), list(paths)
     for path in given:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             files.append(path)
             continue
         found = find_images(path, [path])[0]
@@ -231,8 +234,8 @@ def list_classes(root: Path) -> Listing:
     DataError
         There are no class folders, or they are no classes, as `check_layout` says.
     """
-    if not root.is_dir():
-        what = "which is a file" if root.exists() else "which is not there"
+    if not os.path.isdir(root):
+        what = "which is a file" if os.path.exists(root) else "which is not there"
         raise DataError(f"Got folder={str(root)!r}, {what}; expected a folder of class folders.")
     listing = Listing()
     classes, links = _look(root, listing)

@@ -1,5 +1,8 @@
 """Where the paths in a table lead: from its folder or the working folder, as any system writes them."""
 
+# What os.path asks never raises; pathlib's does for names that are too long, and where nobody may look.
+# ruff: noqa: PTH112, PTH113
+
 from __future__ import annotations
 
 import os
@@ -30,10 +33,10 @@ class Places:
         """Give the file that a path leads to; or where it should be, and why it is none."""
         for path in _spellings(text):
             for start in (self.folder, self.working):
-                if (start / path).is_file():
+                if os.path.isfile(start / path):
                     return start / path, ""
         place = self.folder / text
-        if place.is_dir():
+        if os.path.isdir(place):
             return place, "a folder, expected a file"
         there = os.path.lexists(place)  # what is wrong with it is found when it is read
         return place, "" if there else self._why_missing(text)

@@ -260,7 +260,12 @@ def _check_folders(names: Sequence[str], empty: Sequence[str]) -> None:
     same: dict[str, list[str]] = {}
     for name in [*names, *empty]:
         same.setdefault(name_key(name), []).append(name)
-    twice = [f"{' and '.join(group)} are one class name" for group in same.values() if group[1:]]
+    twice = [
+        f"{' and '.join(group)} are one class name"
+        + ", encoded in two ways" * (len(set(map(clean_name, group))) == 1 and len(set(group)) > 1)
+        for group in same.values()
+        if group[1:]
+    ]
     if twice:
         raise DataError(
             "Duplicate class folders or labels: " + "; ".join(twice) + ". Merge them, or rename one."

@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,6 +70,12 @@ class Table:
     missing: dict[int, str] = field(default_factory=dict)
     leftovers: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def is_table(path: Path) -> bool:
+    """Whether a path is to be read as a table, and not as a folder: a file, or nothing that is called so."""
+    there = os.path.isfile(path) or os.path.isdir(path)  # noqa: PTH112, PTH113  pathlib raises for long names
+    return os.path.isfile(path) if there else path.suffix.lower() in ENDINGS  # noqa: PTH113
 
 
 def read_table(table: Path, columns: Sequence[str] = ("path", "label")) -> Table:
