@@ -12,7 +12,7 @@ import numpy as np
 
 from handful.data.catalog import Entry, entries
 from handful.data.folders import IMAGE_ENDINGS
-from handful.data.parts import part_of
+from handful.data.part_names import part_of
 from handful.data.reading import LeftOut, Report, refuse
 from handful.data.sets import ImageSet
 from handful.data.splits import read_split_zhou

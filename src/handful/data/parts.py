@@ -2,52 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from handful.data.names import name_key
+from handful.data.part_names import COLLECTIONS, FOLDS, KIND_OF, NO_THING, OTHERS, is_plain, kind_of, words_of
 from handful.errors import DataError
-
-WORDS = {
-    "train": "train training trn trainset trainval trainvalid trainingsdaten entrenamiento entrainement "
-    "apprentissage treino treinamento addestramento 训练 训练集 訓練 学習",
-    "validation": "val valid validate validating validation valset validset validierung validacion "
-    "validación validação validazione 验证 验证集 検証",
-    "dev": "dev devel development devset",
-    "test": "test testing tst testset testdaten prueba pruebas teste 测试 测试集 テスト",
-    "evaluation": "eval evaluate evaluating evaluation evalset",
-    "holdout": "holdout heldout",
-    "unlabeled": "unlabeled unlabelled unlabel unsup unsupervised unannotated",
-}
-"""How parts of a data set are called, by kind."""
-KIND_OF = {word: kind for kind, words in WORDS.items() for word in words.split()}
-PART_OF = {
-    "train": "train", "validation": "val", "dev": "val", "test": "test", "evaluation": "test",
-    "holdout": "test",
-}  # fmt: skip
-"""Which part of `open_dataset` a kind is; as the libraries of the field have it, eval is a test part."""
-BESIDE = {
-    "collections": "set sets subset data dataset datasets image images img imgs pic pics picture pictures "
-    "photo photos sample samples split splits fold folds folder folders files jpg png 集 数据 数据集 图片",
-    "others": "extra query gallery labeled labelled annotated pred preds predict prediction predictions "
-    "inference",
-    "qualities": "small large big mini tiny full all old new clean noisy raw original final crop crops "
-    "cropped resized processed preprocessed aug augmented balanced only public private version part batch "
-    "classes",
-}
-"""Words that may stand beside a part's (`train_images`, `test_small`), or are folders beside it (`extra`)."""
-COLLECTIONS, OTHERS, QUALITIES = (set(words.split()) for words in BESIDE.values())
-FOLDS = {"fold", "folds", "split", "splits"}
-"""Collections that are parts also where no part's word is: `fold 1`, `fold 2`."""
-NO_THING = {
-    "validation", "evaluation", "eval", "holdout", "unlabeled", "unlabelled", "trainval", "trainset",
-    "testset", "valset", "validset", "devset", "evalset",
-}  # fmt: skip
-"""Words for a part that no picture shows: never a class, also alone beside ordinary names."""
-
 
 TABLE = "If these are classes, list the images in a table with the columns path and label."
 
@@ -89,36 +50,6 @@ class Inside:
     def first(self) -> tuple[str, ...]:
         """Its own sub-folders that hold images."""
         return self.single[:1] or self.below
-
-
-def words_of(name: str) -> list[str]:
-    """Split a folder's name at separators, capitals and digits; `hold-out` and `un-labeled` are one word."""
-    text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))
-    words = [word for word in re.split(r"[\W_]+|(?<=\D)(?=\d)|(?<=\d)(?=\D)", text.casefold()) if word]
-    joined: list[str] = []
-    for word in words:
-        if joined and joined[-1] + word in ("holdout", "heldout", "unlabeled", "unlabelled", "unannotated"):
-            joined[-1] += word
-        else:
-            joined.append(word)
-    return joined
-
-
-def is_plain(word: str) -> bool:
-    """Whether a word beside a part's own leaves it a part: a number, a letter, a collection, a quality."""
-    return word.isdigit() or (len(word) == 1 and word.isascii()) or word in COLLECTIONS | QUALITIES | OTHERS
-
-
-def kind_of(name: str) -> str:
-    """Give the kind of a part that a name stands for, a key of `WORDS`; empty where it stands for none."""
-    words = words_of(name)
-    kinds = [KIND_OF[word] for word in words if word in KIND_OF]
-    return kinds[0] if kinds and all(word in KIND_OF or is_plain(word) for word in words) else ""
-
-
-def part_of(name: str) -> str:
-    """Give `"train"`, `"val"` or `"test"` for a folder or a word in a table; empty where it is none."""
-    return PART_OF.get(kind_of(name), "")
 
 
 def find_parts(inside: Mapping[str, Inside]) -> list[str]:

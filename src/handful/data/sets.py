@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -262,7 +263,7 @@ def _check_folders(names: Sequence[str], empty: Sequence[str]) -> None:
         same.setdefault(name_key(name), []).append(name)
     twice = [
         f"{' and '.join(group)} are one class name"
-        + ", encoded in two ways" * (len(set(map(clean_name, group))) == 1 and len(set(group)) > 1)
+        + ", encoded in two ways" * (len({unicodedata.normalize("NFC", name) for name in group}) == 1)
         for group in same.values()
         if group[1:]
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from handful.data.folders import is_leftover
-from handful.data.parts import part_of
+from handful.data.part_names import part_of
 from handful.data.places import Places
 from handful.errors import DataError
 from handful.files import read_file
