@@ -67,12 +67,13 @@ class Found:
     def add(self, path: Path) -> None:
         """Sort in what is no folder: by its name, and where that says nothing by its first bytes."""
         named = path.suffix.lower() in IMAGE_ENDINGS | OTHER_IMAGES
-        if os.path.islink(path) and not os.path.exists(path):
-            self.bad.append(LeftOut(str(path), "a link to nothing"))
-        elif named and not os.path.isfile(path):
-            self.bad.append(LeftOut(str(path), "no file but a pipe, a socket or a device"))
-        elif named or looks_like_image(path):
+        is_file = os.path.isfile(path)
+        if is_file and (named or looks_like_image(path)):
             self.images.append(path)
+        elif not is_file and os.path.islink(path) and not os.path.exists(path):
+            self.bad.append(LeftOut(str(path), "a link to nothing"))
+        elif named:
+            self.bad.append(LeftOut(str(path), "no file but a pipe, a socket or a device"))
         else:
             self.passed.append(LeftOut(str(path), NO_IMAGE, True))
 
@@ -95,8 +96,6 @@ def is_passed_over(name: str) -> bool:
 
 def looks_like_image(path: Path) -> bool:
     """Whether a file begins as an image does; one that can't be opened may be one."""
-    if not os.path.isfile(path):
-        return False
     try:
         with path.open("rb") as file:
             return FIRST_BYTES.match(file.read(32)) is not None
