@@ -10,7 +10,7 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.catalog import find_templates
-from handful.data.sets import check_names
+from handful.data.names import check_names
 from handful.errors import SeamError, check_integer, unexpected
 from handful.towers import text_pass
 
@@ -45,7 +45,7 @@ def class_weights(backbone: Backbone, names: Sequence[str], templates: str | Seq
         A text with `{}`, a list of such, or a name in the catalogue (`"oxford_pets"`,
         `"imagenet7"`, `"imagenet80"`).
     """
-    words, chosen = check_names(names), resolve_templates(templates)
+    words, chosen = check_names(names, normalise=False), resolve_templates(templates)
     texts = [template.replace("{}", word) for word in words for template in chosen]
     tokens = backbone.tokenize(texts)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def class_weights(backbone: Backbone, names: Sequence[str], templates: str | Seq
 
 def template_tokens(backbone: Backbone, names: Sequence[str], template: str) -> tuple[Tensor, Tensor]:
     """Make prompts of one template, with nothing learned in them: tokens and slots `[C, L]`, slots all -1."""
-    tokens = backbone.tokenize([template.replace("{}", name) for name in check_names(names)])
+    tokens = backbone.tokenize([template.replace("{}", name) for name in check_names(names, normalise=False)])
     return tokens, torch.full_like(tokens, -1)
 
 
@@ -96,7 +96,7 @@ def with_context(
     ParameterError
         A name, or the context, is longer than the tower reads.
     """
-    words, length = check_names(names), check_integer("length", length, 1)
+    words, length = check_names(names, normalise=False), check_integer("length", length, 1)
     if position not in POSITIONS:
         raise unexpected("position", position, f"one of {list(POSITIONS)}")
     counts = [backbone.count_tokens(word) for word in words]

@@ -63,11 +63,13 @@ def predict(
 
 
 def _files(paths: list[Path]) -> list[Path]:
-    """Give the files, and those in the folders, but for hidden ones."""
-    inside = {
-        path: [one for one in sorted(path.rglob("[!.]*")) if one.is_file()] for path in paths if path.is_dir()
-    }
-    return [one for path in paths for one in inside.get(path, [path])]
+    """Give the files, and the images in the folders; say what is passed over there."""
+    from handful.data.folders import list_images
+
+    files, passed = list_images(paths)
+    for line in str(passed).splitlines():
+        say(line)
+    return files
 
 
 def evaluate(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.data.sets import ImageSet, check_names
+from handful.data.names import check_names
+from handful.data.sets import ImageSet
 from handful.errors import DataError, ParameterError
 from handful.estimator.fitted import Fitted
 from handful.estimator.inputs import match_names, read_class_weights

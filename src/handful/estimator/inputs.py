@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.data.sets import ImageSet, check_names, clean_name
+from handful.data.names import check_names, name_key
+from handful.data.sets import ImageSet
 from handful.errors import DataError, FingerprintError, check_integer, unexpected
 from handful.estimator.task import Source, Validation
 from handful.features import CROP_SCALE, Features, Part, encode, stream, stream_pixels
@@ -198,15 +199,16 @@ def read_labels(
 
 
 def match_names(wanted: Sequence[object], names: Sequence[str]) -> NDArray[np.int64]:
-    """Find the row of each name among the fitted classes, without regard to case.
+    """Find the row of each name among the fitted classes, whatever its capitals and the encoding of accents.
 
     Raises
     ------
     DataError
         A name is not among them.
     """
-    row_of = {name.casefold(): row for row, name in enumerate(names)}
-    cleaned = [clean_name(str(name)).casefold() for name in wanted]
+    row_of = {name_key(name): row for row, name in enumerate(names)}
+    row_of |= {name: row for row, name in enumerate(names)}  # as older versions saved them
+    cleaned = [str(name) if str(name) in row_of else name_key(str(name)) for name in wanted]
     unknown = [name for name, clean in zip(wanted, cleaned, strict=True) if clean not in row_of]
     if unknown:
         raise DataError(

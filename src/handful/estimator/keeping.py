@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.data.sets import check_names
+from handful.data.names import check_names, clean_name
 from handful.errors import CheckpointError, ParameterError
 from handful.estimator.confidence import MEANS
 from handful.estimator.fitted import VERSIONS_OF, Fitted, check_facts, read_classes
@@ -104,7 +104,7 @@ def for_classes(
     method.check_transfer()
     expect(learned, method.learned_shapes(len(names), backbone))
     learned_on = facts.get("learned_on") or []
-    if learned and list(names) != before:
+    if learned and list(names) != list(map(clean_name, before)):
         learned_on = learned_on or before
     shots = facts.get("shots") or []
     if len(shots) != len(learned_on or names):
