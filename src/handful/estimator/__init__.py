@@ -97,7 +97,7 @@ class FewShotClassifier(Method):
         held_out = None if validation is None else reader.validation(validation, names, classes, width)
         if held_out is not None and self.selection not in ("val", "oracle"):
             notes.append(f"validation was not used: selection is {self.selection!r}.")
-        task = Task(inputs, rows, names, text, scale, backbone, held_out)
+        task = Task(inputs, rows, names, text, scale, backbone, held_out, balance=self.balances())
         if self.trains and inputs is not None:
             task = task.with_key(keeping.training_key(self, task))
         learned = self.learn(task)
@@ -389,7 +389,8 @@ class FewShotClassifier(Method):
         CheckpointError
             The checkpoint is damaged, of another method, or of another backbone.
         """
-        clf = cls(backbone=backbone, **keeping.check_parameters(cls, facts))
+        facts = {**facts, "parameters": keeping.check_parameters(cls, facts)}
+        clf = cls(backbone=backbone, **facts["parameters"])
         if class_names is not None and backbone is not None:
             return clf._for_classes(tensors, facts, backbone, class_names)
         clf.fitted_ = keeping.restore(clf, tensors, facts, backbone)

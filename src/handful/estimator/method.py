@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -145,6 +146,13 @@ class Method(Parameters):
         def __init__(self, backbone: Backbone | str | None = None, **parameters: Any) -> None: ...
 
     # -- how it reads images and names -------------------------------------------------------------
+
+    def balances(self) -> bool:
+        """Whether classes are to count alike: its parameter `balance`; True for a method that has none."""
+        found = getattr(self, "balance", True)
+        if not isinstance(found, bool | np.bool_):
+            raise unexpected("balance", found, "True (classes count alike) or False (images do)")
+        return bool(found)
 
     def find_backbone(self, needed: bool) -> Backbone | None:
         """Load the backbone by name, once; keep the parameter as it was given."""
