@@ -58,9 +58,9 @@ def shuffled(
 ) -> Iterator[Batch]:
     """Give one epoch: every image once, in batches; a last, smaller one is dropped if others came.
 
-    With `balance`, as many images of each class in its place: the expected gradient is that of images that
-    weigh `N / (C n)`, for any loss. Weights in the loss would give the same on average, by steps that are many
-    times as large wherever a batch holds one of a class's few images.
+    With `balance`, as many images of each class in its place: the expected gradient is that of images which
+    weigh `N / (C n)`, for any loss. Weights in the loss would give the same on average, but by steps that are
+    many times as large wherever a batch holds one of a class's few images.
     """
     count = len(source)
     order = balanced_order(labels, generator) if balance else torch.randperm(count, generator=generator)
