@@ -21,7 +21,7 @@ from handful import checkpoint
 from handful.backbones import Backbone
 from handful.data.sets import ImageSet
 from handful.errors import Interrupted, ParameterError
-from handful.estimator import changes, confidence, explaining, keeping
+from handful.estimator import changes, confidence, explaining, keeping, noting
 from handful.estimator.fitted import Fitted
 from handful.estimator.inputs import (
     choose_items,
@@ -113,7 +113,7 @@ class FewShotClassifier(Method):
             head=head,
             selection=learned.selection,
             selected=learned.selected,
-            notes=(*notes, *learned.notes),
+            notes=(*notes, *noting.support_notes(self, task, class_weights is not None), *learned.notes),
             losses=learned.losses,
             interrupted=learned.interrupted,
             templates=self.text_templates(class_weights),

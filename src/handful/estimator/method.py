@@ -55,6 +55,8 @@ class Method(Parameters):
     """The class of the heads that it gives."""
     uses_text: ClassVar[bool] = True
     """Whether the method reads class names."""
+    uses_images: ClassVar[bool] = True
+    """Whether the method learns from images."""
     uses_tower: ClassVar[bool] = False
     """Whether it works inside the text tower; then it takes no class weights from elsewhere."""
     uses_image_tower: ClassVar[bool] = False
