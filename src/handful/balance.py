@@ -31,6 +31,12 @@ def image_weights(labels: Tensor) -> Tensor:
     return class_weighting(torch.bincount(labels))[labels]
 
 
+def effective_number(counts: Tensor) -> float:
+    """Give how many images of equal classes have as certain a mean over classes, for their numbers `[C]`."""
+    counts = counts[counts > 0].double()
+    return len(counts) ** 2 / float((1 / counts).sum())
+
+
 def whole_weights(labels: Tensor, balance: bool) -> Tensor:
     """Give what a right answer to each image counts `[N]`, whole numbers; without balance, alike."""
     if not balance:

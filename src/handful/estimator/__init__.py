@@ -294,7 +294,8 @@ class FewShotClassifier(Method):
         def features() -> Tensor:
             return torch.from_numpy(self.transform(images))
 
-        found = confidence.calibrate(rows, fitted.class_names, features, refit, false_alarm, folds)
+        names, balance = fitted.class_names, fitted.parameters.get("balance", True)
+        found = confidence.calibrate(rows, names, features, refit, false_alarm, folds, balance)
         self.fitted_ = replace(fitted, calibration=found)
         if not found.can_tell_unknown:
             self.fitted_ = self.fitted_.noting(

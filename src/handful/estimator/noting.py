@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from handful.balance import effective_number
 from handful.estimator.method import Method
 from handful.estimator.task import Task
 from handful.features import Features
@@ -93,7 +94,7 @@ def check_names_say_something(features: Tensor, class_weights: Tensor, labels: T
     confusion = confusion[present]
     own = torch.nonzero(present)[:, 0]
     accuracy = float(confusion[torch.arange(len(own)), own].mean())
-    images = round(len(own) ** 2 / float((1 / counts[present].double()).sum()))
+    images = round(effective_number(counts))
     right, chance = round(accuracy * images), 1 / classes
     better = _at_least(right, images, chance)
     if classes >= FEWEST:
@@ -126,7 +127,9 @@ def look_like_codes(names: Sequence[str]) -> bool:
 
     What all names start with, as in class_1 and class_2, says nothing.
     """
-    shared = len(os.path.commonprefix(list(names))) if len(names) > 1 else 0
+    first, last = min(names), max(names)
+    same = (one == other for one, other in zip(first, last, strict=False))
+    shared = sum(itertools.takewhile(bool, same)) if first != last else 0
     return sum(_looks_like_a_code(name, name[shared:]) for name in names) > len(names) / 2
 
 
@@ -169,13 +172,12 @@ def counts_notes(method: Method, names: Sequence[str], counts: Sequence[int]) ->
         else:
             notes.append(f"{what}, and large classes count more: balance=False was asked for.")
     if least < FEW:
-        few = [f"{name!r} {count}" for name, count in zip(names, counts, strict=True) if count < FEW]
-        alike = len(few) == len(names) and least == most
-        who = f"Every class has {least}" if alike else ", ".join(few[:5])
-        who += f" and {len(few) - 5} more classes" if len(few) > 5 and not alike else ""
+        few = [f"{name!r} ({count})" for name, count in zip(names, counts, strict=True) if count < FEW]
+        who = f"of {', '.join(few[:5])}" + (f" and {len(few) - 5} more classes" if len(few) > 5 else "")
         notes.append(
-            f"{who}: with fewer than {FEW} images of a class, how well it is recognised depends on which "
-            "images these are. Add some, or measure it on others: handful evaluate."
+            f"Few images {f'({least} of every class)' if least == most else who}: with fewer than {FEW}, how "
+            "well a class is recognised depends on which images these are. Add some, or measure it on others: "
+            "handful evaluate."
         )
     return tuple(notes)
 
