@@ -176,8 +176,8 @@ def counts_notes(method: Method, names: Sequence[str], counts: Sequence[int]) ->
         who = f"of {', '.join(few[:5])}" + (f" and {len(few) - 5} more classes" if len(few) > 5 else "")
         notes.append(
             f"Few images {f'({least} of every class)' if least == most else who}: with fewer than {FEW}, how "
-            "well a class is recognised depends on which images these are. Add some, or measure it on others: "
-            "handful evaluate."
+            "well a class is recognised depends on which images these are. Add some, or measure it on "
+            "others: handful evaluate."
         )
     return tuple(notes)
 
