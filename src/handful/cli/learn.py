@@ -120,12 +120,18 @@ def _print_fit(clf: FewShotClassifier, facts: dict[str, Any], seconds: float, as
     facts = {
         **facts,
         "classes": len(clf.class_names_),
+        "images_per_class": [min(clf.shots_), max(clf.shots_)],
         "selection": clf.selection_,
         "selected": clf.selected_,
         "seconds": round(seconds, 2),
         **({"calibration": clf.calibration_.facts()} if clf.calibration_ else {}),
     }
-    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {plain(v)}" for k, v in facts.items()))
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    least, most = facts["images_per_class"]
+    facts["images_per_class"] = least if least == most else f"{least} to {most}"
+    typer.echo("\n".join(f"{k}: {plain(v)}" for k, v in facts.items()))
 
 
 def meta_train(

@@ -21,7 +21,7 @@ from handful import checkpoint
 from handful.backbones import Backbone
 from handful.data.sets import ImageSet
 from handful.errors import Interrupted, ParameterError
-from handful.estimator import changes, confidence, explaining, keeping
+from handful.estimator import changes, confidence, explaining, keeping, noting
 from handful.estimator.fitted import Fitted
 from handful.estimator.inputs import (
     choose_items,
@@ -97,7 +97,7 @@ class FewShotClassifier(Method):
         held_out = None if validation is None else reader.validation(validation, names, classes, width)
         if held_out is not None and self.selection not in ("val", "oracle"):
             notes.append(f"validation was not used: selection is {self.selection!r}.")
-        task = Task(inputs, rows, names, text, scale, backbone, held_out)
+        task = Task(inputs, rows, names, text, scale, backbone, held_out, balance=self.balances())
         if self.trains and inputs is not None:
             task = task.with_key(keeping.training_key(self, task))
         learned = self.learn(task)
@@ -113,7 +113,7 @@ class FewShotClassifier(Method):
             head=head,
             selection=learned.selection,
             selected=learned.selected,
-            notes=(*notes, *learned.notes),
+            notes=(*notes, *noting.support_notes(self, task, class_weights is not None), *learned.notes),
             losses=learned.losses,
             interrupted=learned.interrupted,
             templates=self.text_templates(class_weights),
@@ -294,7 +294,8 @@ class FewShotClassifier(Method):
         def features() -> Tensor:
             return torch.from_numpy(self.transform(images))
 
-        found = confidence.calibrate(rows, fitted.class_names, features, refit, false_alarm, folds)
+        names, balance = fitted.class_names, fitted.parameters.get("balance", True)
+        found = confidence.calibrate(rows, names, features, refit, false_alarm, folds, balance)
         self.fitted_ = replace(fitted, calibration=found)
         if not found.can_tell_unknown:
             self.fitted_ = self.fitted_.noting(
@@ -389,7 +390,8 @@ class FewShotClassifier(Method):
         CheckpointError
             The checkpoint is damaged, of another method, or of another backbone.
         """
-        clf = cls(backbone=backbone, **keeping.check_parameters(cls, facts))
+        facts = {**facts, "parameters": keeping.check_parameters(cls, facts)}
+        clf = cls(backbone=backbone, **facts["parameters"])
         if class_names is not None and backbone is not None:
             return clf._for_classes(tensors, facts, backbone, class_names)
         clf.fitted_ = keeping.restore(clf, tensors, facts, backbone)

@@ -133,7 +133,8 @@ def task_of(fitted: Fitted, now: Kept, backbone: Backbone | None) -> Task:
     """Give the task of a fresh fit on what is kept."""
     features = None if now.keys is None else Features(now.keys[:, None])
     scale = float(fitted.head.settings()["scale"])
-    return Task(features, now.labels, now.names, now.text, scale, backbone)
+    balance = fitted.parameters.get("balance", True)
+    return Task(features, now.labels, now.names, now.text, scale, backbone, balance=balance)
 
 
 def refitted(fitted: Fitted, now: Kept, learned: Learned) -> Fitted:

@@ -23,12 +23,15 @@ from handful.heads import Head, HeadContext, check_head, expect, without_class_w
 
 
 def check_parameters(cls: type, facts: dict[str, Any]) -> dict[str, Any]:
-    """Give the parameters of a saved classifier, which its class must know."""
+    """Give the parameters of a saved classifier, which its class must know.
+
+    One that was saved before there was `balance` counts images alike, as it did.
+    """
     parameters: dict[str, Any] = facts["parameters"]
     known = set(inspect.signature(cls.__init__).parameters) - {"self", "backbone"}  # type: ignore[misc]
     if not set(parameters) <= known:
         raise CheckpointError(f"Unknown parameters {sorted(set(parameters) - known)}.")
-    return parameters
+    return {**({"balance": False} if "balance" in known else {}), **parameters}
 
 
 def checked(head: Head, method: Method, class_names: tuple[str, ...]) -> Head:
