@@ -25,10 +25,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Validation:
-    """Labelled images that hyper-parameters may be chosen on: raw features `[N, E]`, and labels `[N]`."""
+    """Labelled images that hyper-parameters may be chosen on: raw features `[N, E]`, and labels `[N]`.
+
+    `digests [N]` are the SHA-256 of the images; empty if unknown.
+    """
 
     features: Tensor
     labels: Tensor
+    digests: tuple[str, ...] = ()
 
     def accuracy(self, logits: Callable[[Tensor], Tensor]) -> float:
         """Give the share that is right, 0 to 1."""

@@ -54,6 +54,8 @@ class Method(Parameters):
     """The class of the heads that it gives."""
     uses_text: ClassVar[bool] = True
     """Whether the method reads class names."""
+    uses_images: ClassVar[bool] = True
+    """Whether it learns from the support set: zero-shot does not."""
     uses_tower: ClassVar[bool] = False
     """Whether it works inside the text tower; then it takes no class weights from elsewhere."""
     uses_image_tower: ClassVar[bool] = False

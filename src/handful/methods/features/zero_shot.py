@@ -34,6 +34,7 @@ class ZeroShot(FewShotClassifier):
 
     method: ClassVar[str] = "zero-shot"
     online: ClassVar[bool] = True
+    uses_images: ClassVar[bool] = False
 
     def __init__(
         self,
