@@ -124,5 +124,7 @@ def info(
         typer.echo(json.dumps(facts, ensure_ascii=False))
         return
     for key, value in facts.items():
+        if key == "digests":  # of hundreds of images, and nothing for people to read
+            value = {name: f"{len(some)} images" for name, some in value.items()}
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         typer.echo(f"{key}: {shown}")
