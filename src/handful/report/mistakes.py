@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import cache
@@ -19,9 +20,9 @@ from handful.files import write_atomically
 
 MOST = 60
 """Images on a contact sheet."""
-COLUMNS, SIDE, GAP, LINE, SIZE = 6, 168, 10, 17, 13
+COLUMNS, SIDE, GAP, LINE, SIZE, ASCENT = 6, 168, 10, 17, 13, 13
 """Of the sheet: images beside each other; and in pixels, an image's side, what is between two, the height of
-a line of text, and of its letters."""
+a line of text, of its letters, and of these above the line they stand on."""
 SUFFIXES = (".json", ".csv", ".png")
 
 
@@ -105,7 +106,7 @@ def contact_sheet(errors: Sequence[Mistake], images: int) -> bytes:
         _place(sheet, one, x, y)
         probability = f" {100 * one.probability:.0f} %"
         _write(draw, (x, y + SIDE + 1), one.truth, SIDE, "black")
-        _write(draw, (x, y + SIDE + 1 + LINE), f"as {one.predicted}", SIDE, "#b00020", probability)
+        _write(draw, (x, y + SIDE + 1 + LINE), one.predicted, SIDE, "#b00020", "as ", probability)
         _write(draw, (x, y + SIDE + 1 + 2 * LINE), Path(one.image).name, SIDE, "#707070")
     data = io.BytesIO()
     sheet.save(data, format="PNG")
@@ -124,14 +125,25 @@ def _place(sheet: Image.Image, one: Mistake, x: int, y: int) -> None:
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, colour: str, tail: str = ""
-) -> None:
-    """Write a line, shortened to a width, the tail whole."""
+    draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, colour: str,
+    before: str = "", after: str = "",
+) -> None:  # fmt: skip
+    """Write a line: a text, shortened to a width, between two that are whole.
+
+    Each is drawn by itself: one from right to left would take the digits of its neighbour along.
+    """
+    plain = _font(_first_font())
     text, font = drawable(text)
-    whole = text
-    while text and font.getlength(f"{text}…{tail}" if text != whole else text + tail) > width:
-        text = text[:-1]
-    draw.text(place, (text if text == whole else f"{text}…") + tail, fill=colour, font=font)
+    room = width - plain.getlength(before) - plain.getlength(after)
+    if font.getlength(text) > room:
+        room -= plain.getlength("…")
+        while text and font.getlength(text) > room:
+            text = text[:-1]
+        after = f"…{after}"
+    x, y = float(place[0]), place[1] + ASCENT
+    for piece, its in ((before, plain), (text, font), (after, plain)):
+        draw.text((x, y), piece, fill=colour, font=its, anchor="ls")
+        x += its.getlength(piece)
 
 
 def drawable(text: str) -> tuple[str, ImageFont.FreeTypeFont]:
@@ -149,7 +161,8 @@ def _fonts(wanted: set[str]) -> Sequence[str]:
         return [_first_font()]
     from matplotlib.font_manager import fontManager
 
-    return sorted({entry.fname for entry in fontManager.ttflist if entry.style == "normal"})
+    found = {entry.fname for entry in fontManager.ttflist if entry.style == "normal"}
+    return sorted(path for path in found if not re.search("LastResort|AdobeBlank", path))  # draw boxes
 
 
 @cache
