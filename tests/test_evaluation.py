@@ -86,9 +86,9 @@ def test_on_unequal_classes_the_balanced_figure_comes_first(
     data = unequal(digits, (30, 3, 3), tmp_path / "data")
     code, text, _ = call("evaluate", calibrated, data)
     lines = text.splitlines()
-    assert code == 0 and "3 to 30 images of a class" in lines[0]
+    assert code == 0 and "3 to 30 images of each" in lines[0]
     assert lines[1].startswith("balanced accuracy") and lines[2].startswith("accuracy")
-    assert "2 classes with fewer than 10 test images, whose figures are rough: eight 3, nine 3." in text
+    assert "2 classes have fewer than 10 test images, too few for exact figures: eight 3, nine 3." in text
     assert "7 of 10 classes have no test image" in text
     facts = json.loads(call("evaluate", calibrated, data, "--json")[1])
     assert facts["balanced_accuracy"] == pytest.approx(np.mean(list(facts["per_class"].values())))
@@ -104,6 +104,7 @@ def test_on_unequal_classes_the_balanced_figure_comes_first(
 def test_intervals():
     assert metrics.interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson, worked by hand
     assert metrics.interval(1.0, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
+    assert metrics.interval(1.0, 50)[1] == 1 and metrics.interval(0.0, 50)[0] == 0
     assert metrics.interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
     low, high = metrics.gain_interval(0.0, 0.0, 20)
     assert -0.1 > low > -0.2 and high == pytest.approx(-low)  # no difference seen is not certainty of none

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,3 +102,19 @@ def test_what_a_font_lacks_is_drawn_with_another_or_escaped(monkeypatch: pytest.
     assert text == rare and font.getname()[0] == "STIXGeneral"
     assert drawable("中文")[0] == "\\u4e2d\\u6587"  # not a box that says what is missing
     assert drawable("a\nb\udcff")[0] == "a\\nb\\udcff"
+
+
+def test_a_file_name_that_is_no_unicode(calibrated: Path, digits: Path, tmp_path: Path, call: Call):
+    place = tmp_path / "data" / "zero" / os.fsdecode(b"\xff.png")
+    place.parent.mkdir(parents=True)
+    try:
+        shutil.copy(next((digits / "test" / "eight").iterdir()), place)
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    files = [tmp_path / f"wrong.{form}" for form in ("json", "csv", "png")]
+    words = [word for file in files for word in ("--errors", file)]
+    code, text, _ = call("evaluate", calibrated, tmp_path / "data", "--json", *words)
+    (wrong,) = json.loads(text)["errors"]
+    assert (code, wrong["truth"], wrong["image"]) == (0, "zero", str(place))
+    assert json.loads(files[0].read_text(encoding="utf-8")) == [wrong]
+    assert all(file.stat().st_size for file in files)

@@ -147,3 +147,9 @@ def test_a_score_on_seen_images_is_marked(
     assert score["seen"] == 40 and "balanced_accuracy" in score
     card = (tmp_path / "model" / "README.md").read_text()
     assert "says little of new images**: the classifier had seen 40 of these 40 images" in card
+
+
+def test_info_counts_what_it_has_seen(calibrated: Path, call: Call):
+    code, text, _ = call("info", calibrated)
+    assert code == 0 and "digests: {'support': '40 images'}" in text
+    assert len(json.loads(call("info", calibrated, "--json")[1])["digests"]["support"]) == 40

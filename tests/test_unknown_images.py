@@ -39,7 +39,8 @@ def test_more_classes_are_refused_left_out_or_of_no_class(calibrated: Path, with
     code, text, _ = call("evaluate", calibrated, with_more, "--on-error", "skip")
     assert (
         code == 0
-        and "note: 5 images of classes that the classifier does not know left out: ten 1, unknown 4." in text
+        and "note: 5 images are left out, of classes that the classifier does not know: ten 1, unknown 4."
+        in text
     )
     code, text, _ = call(
         "evaluate", calibrated, with_more, "--on-error", "skip", "--unknown", "auto", "--json"
@@ -127,3 +128,27 @@ def test_a_threshold_that_calls_nothing_unknown_is_said(
     found = evaluate(clf, some, unknown_images=sorted(two_classes.rglob("*.png")))
     assert found.unknown is not None and found.unknown.found == 0
     assert any("too few images to call any image unknown" in note for note in found.notes)
+
+
+def test_what_is_given_in_python(calibrated: Path, held_out: handful.ImageSet):
+    clf, some = handful.load(calibrated), held_out[:10]
+    names = [some.class_names[row] for row in some.labels]
+    found = evaluate(clf, (item for item in some.items), [name.upper() for name in names])
+    assert found == evaluate(clf, list(some.items), some.labels) == evaluate(clf, some)
+    mixed = ["Ten", *names[1:]]
+    assert evaluate(clf, some.items, mixed, other_classes="skip").left_out == {"Ten": 1}
+    both = evaluate(clf, some.items, mixed, other_classes="unknown", unknown="auto")
+    assert both.unknown is not None and (both.unknown.known, both.unknown.unknown) == (9, 1)
+    of_one = held_out[held_out.labels == 0]  # which names ten classes
+    assert evaluate(handful.TipAdapter(clf.backbone).fit(of_one.of_classes([0])), of_one).accuracy == 1
+    with pytest.raises(handful.DataError, match="Got no images"):
+        evaluate(clf, [], [])
+    with pytest.raises(handful.DataError, match="Got features, expected images"):
+        evaluate(clf, np.zeros((3, 256), np.float32), names[:3])  # type: ignore[arg-type]
+    with pytest.raises(handful.DataError, match="Got no image among unknown_images"):
+        evaluate(clf, some, unknown_images=[])
+    with pytest.raises(handful.ParameterError, match="other_classes='drop'"):
+        evaluate(clf, some, other_classes="drop")  # type: ignore[arg-type]
+    for rule in (-1, 50, True, float("nan"), "0.5"):
+        with pytest.raises(handful.ParameterError, match="Got unknown="):
+            evaluate(clf, some, unknown=rule)

@@ -38,7 +38,8 @@ def interval(share: float, size: float) -> Interval:
     """
     middle, more = share + Z**2 / (2 * size), 1 + Z**2 / size
     half = Z * (share * (1 - share) / size + Z**2 / (4 * size**2)) ** 0.5
-    return max((middle - half) / more, 0.0), min((middle + half) / more, 1.0)
+    low, high = (middle - half) / more, (middle + half) / more
+    return low if share > 0 else 0.0, high if share < 1 else 1.0  # but for rounding
 
 
 def gain_interval(won: float, lost: float, size: float) -> Interval:

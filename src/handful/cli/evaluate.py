@@ -112,7 +112,8 @@ def _print(found: Evaluation, as_json: bool, per_class: bool) -> None:
     from handful.report.scores import TABLE_UP_TO, class_table, rest_lines, score_lines
 
     if as_json:
-        typer.echo(json.dumps(found.facts(), ensure_ascii=False))
+        text = json.dumps(found.facts(), ensure_ascii=False)
+        typer.echo(text.encode(errors="backslashreplace").decode())  # a file name may be no Unicode
         for note in found.notes:
             say(f"note: {note}")
     else:

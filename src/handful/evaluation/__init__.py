@@ -207,7 +207,8 @@ def evaluate(
         An `ImageSet`; or paths, PIL images or byte arrays, with labels as `fit` takes them.
     other_classes
         What is done with images of classes that the classifier does not know: `"raise"` refuses them,
-        `"skip"` leaves them out and counts them, `"unknown"` takes them for images of no class.
+        `"skip"` leaves them out and counts them, `"unknown"` takes them for images of no class, where a rule
+        is measured.
     unknown
         The rule that is measured: `"auto"` as calibrated, or a probability; see `predict`. None: none, or
         `"auto"` where there are `unknown_images`.

@@ -13,7 +13,7 @@ from handful.data import ImageSet
 from handful.data.images import is_file
 from handful.errors import DataError, unexpected
 from handful.estimator import FewShotClassifier
-from handful.estimator.inputs import as_items, match_labels
+from handful.estimator.inputs import as_items, is_encoded, match_labels
 from handful.types import ImageLike, Labels
 
 OtherClasses = Literal["raise", "skip", "unknown"]
@@ -48,10 +48,11 @@ def read_known(
     given = images if isinstance(images, ImageSet) else _labelled(clf, images, labels)
     if not len(given):
         raise DataError("Got no images, expected at least one of each class.")
-    row_of = _match(clf, given.class_names)
-    unknown = [name for name, row in zip(given.class_names, row_of, strict=True) if row < 0]
-    labels_ = np.asarray(given.labels)
-    if len(unknown) == len(given.class_names):
+    present, place = np.unique(given.labels, return_inverse=True)  # a set may name classes without images
+    found = [given.class_names[row] for row in present]
+    row_of = _match(clf, found)
+    unknown = [name for name, row in zip(found, row_of, strict=True) if row < 0]
+    if len(unknown) == len(found):
         raise _refusal(clf, unknown, "It knows none of these: look whether this is the right folder.")
     if unknown and other_classes == "raise":
         raise _refusal(
@@ -60,26 +61,28 @@ def read_known(
             "well images of no class are known: other_classes='unknown', unknown='auto' (--on-error skip "
             "--unknown auto). Or add these classes to the classifier.",
         )  # fmt: skip
-    truth = np.array(row_of, dtype=np.int64)[labels_]
+    truth = np.array(row_of, dtype=np.int64)[place]
     kept = np.flatnonzero(truth >= 0)
     others = {
-        name: tuple(given.items[row] for row in np.flatnonzero(labels_ == given.class_names.index(name)))
+        name: tuple(given.items[row] for row in np.flatnonzero(place == found.index(name)))
         for name in unknown
     }
     items = tuple(given.items[row] for row in kept)
     names = tuple(
         str(item) if is_file(item) else f"image {row}" for row, item in zip(kept, items, strict=True)
     )
-    if not items:
-        raise _refusal(clf, unknown, "No other image is left.")
-    return Known(items, names, truth[kept], {name: of for name, of in others.items() if of})
+    return Known(items, names, truth[kept], others)
 
 
 def _labelled(clf: FewShotClassifier, images: Any, labels: Labels | None) -> ImageSet:
     """Pair images with their labels: names, or the integers that `fit` takes."""
+    if is_encoded(images):
+        raise DataError("Got features, expected images: what a classifier has seen is known by its images.")
     if labels is None:
         raise DataError("Got images without labels. Give labels, or an ImageSet.")
     items, marks = as_items(images), np.asarray(labels)
+    if not len(items):
+        raise DataError("Got no images, expected at least one of each class.")
     if marks.dtype.kind not in "iu":
         return ImageSet.from_lists(items, marks.tolist())
     names = clf.class_names_

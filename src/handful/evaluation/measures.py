@@ -233,7 +233,8 @@ def check_rule(fitted: Fitted, rule: float | str | None) -> None:
     if rule is not None and rule != "auto":
         if isinstance(rule, str):
             raise unexpected("unknown", rule, "'auto', or a probability as 0.5")
-        check_number("unknown", rule, 0)
+        if check_number("unknown", rule, 0) > 1:
+            raise unexpected("unknown", rule, "'auto', or a probability as 0.5")
 
 
 def measure_unknown(fitted: Fitted, rule: float | str, known: Answers, unknown: Answers | None) -> Unknown:

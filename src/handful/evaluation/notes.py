@@ -50,10 +50,9 @@ def _unknown(unknown: Unknown | None) -> str:
 def _left_out(left_out: Mapping[str, int]) -> str:
     if not left_out:
         return ""
-    return (
-        f"{_count(sum(left_out.values()), 'image')} of classes that the classifier does not know "
-        f"left out: {_listed([f'{name} {count}' for name, count in left_out.items()])}."
-    )
+    images = _count(sum(left_out.values()), "image is", "images are")
+    which = _listed([f"{name} {count}" for name, count in left_out.items()])
+    return f"{images} left out, of classes that the classifier does not know: {which}."
 
 
 def _absent(scores: Sequence[ClassScore], classes: int) -> str:
@@ -68,14 +67,12 @@ def _few(scores: Sequence[ClassScore]) -> str:
     if not few:
         return ""
     which = _listed([f"{one.name} {one.images}" for one in few])
-    return (
-        f"{_count(len(few), 'class', 'classes')} with fewer than {FEW} test images, whose figures are rough: "
-        f"{which}."
-    )
+    having = _count(len(few), "class has", "classes have")
+    return f"{having} fewer than {FEW} test images, too few for exact figures: {which}."
 
 
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ def score_lines(found: Evaluation) -> Iterator[str]:
     each = f"{least}" if least == most else f"{least} to {most}"
     yield (
         f"{found.method} (selection: {found.selection}): {found.images} images, {found.classes} classes, "
-        f"{each} images of a class"
+        f"{each} images of each"
     )
     yield _beside("balanced accuracy", found.balanced)
     yield _beside("accuracy         ", found.plain)
