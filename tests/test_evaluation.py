@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,20 @@ def test_on_unequal_classes_the_balanced_figure_comes_first(
     assert high - low > wide - narrow  # three images of a class say little
     for name in ("accuracy", "zero_shot", "balanced_accuracy", "balanced_zero_shot"):
         assert facts["intervals"][name][0] <= facts[name] <= facts["intervals"][name][1]
+
+
+def test_a_classifier_that_is_worse_than_zero_shot_is_said(
+    digits: Path, mini: handful.Backbone, tmp_path: Path
+):
+    """It is fitted on images of other digits than their labels say."""
+    test = handful.ImageSet.from_folder(unequal(digits, (20, 20, 20), tmp_path / "data"), verify=False)
+    wrong = replace(test, labels=(np.asarray(test.labels) + 1) % 3)
+    clf = handful.LinearProbe(mini).fit(wrong[::7])
+    assert any(
+        note.startswith("Zero-shot, which needs no image, is better") for note in evaluate(clf, test).notes
+    )
+    same = handful.ZeroShot(mini).fit(class_names=test.class_names)
+    assert evaluate(same, test).notes == ()
 
 
 def test_intervals():

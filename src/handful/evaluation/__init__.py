@@ -258,8 +258,9 @@ def _summary(
     right, plain = predicted == truth, answers.zero_shot == truth
     scores = class_scores(predicted, truth, names)
     seen = seen_before(clf.fitted_, answers.digests, predicted, truth)
+    balanced = beside(right, plain, truth)
     return Evaluation(
-        beside(right, plain, truth),
+        balanced,
         beside(right, plain),
         len(truth),
         len(names),
@@ -273,5 +274,5 @@ def _summary(
         None if positive is None else binary(answers, truth, names, positive),
         unknown,
         left_out,
-        notes_on(scores, len(names), seen, unknown, left_out),
+        notes_on(scores, len(names), seen, unknown, left_out, balanced),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from handful.evaluation.measures import BY_FAMILIARITY, ClassScore, Seen, Unknown
+from handful.metrics import Beside
 
 FEW = 10
 """Test images of a class below which a note says that its figures are rough: with ten images the 95 %
@@ -18,9 +19,13 @@ def notes_on(
     seen: Seen | None,
     unknown: Unknown | None,
     left_out: Mapping[str, int],
+    balanced: Beside,
 ) -> tuple[str, ...]:
     """Say what to know of the figures; what makes them worthless first."""
-    found = [_seen(seen), _unknown(unknown), _left_out(left_out), _absent(scores, classes), _few(scores)]
+    found = [
+        _seen(seen), _worse(balanced), _unknown(unknown), _left_out(left_out), _absent(scores, classes),
+        _few(scores),
+    ]  # fmt: skip
     return tuple(note for note in found if note)
 
 
@@ -36,6 +41,12 @@ def _seen(seen: Seen | None) -> str:
     if seen.accuracy_on_others is None:
         return text + "These figures say nothing of new images: measure on images that were kept apart."
     return text + f"On the {seen.others} others its accuracy is {100 * seen.accuracy_on_others:.2f} %."
+
+
+def _worse(balanced: Beside) -> str:
+    if balanced.gain_interval[1] >= 0:
+        return ""
+    return "Zero-shot, which needs no image, is better here than the classifier, on the mean over classes."
 
 
 def _unknown(unknown: Unknown | None) -> str:
