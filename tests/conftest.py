@@ -27,8 +27,8 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # each process would compil
     sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
 
 FIXTURES = (
-    "backbone_configs", "benches", "fuzzing", "hubs", "loads", "methods_made", "towers_made", "toys",
-    "writers",
+    "backbone_configs", "benches", "evaluations", "fuzzing", "hubs", "loads", "methods_made", "towers_made",
+    "toys", "writers",
 )  # fmt: skip
 """Modules beside this one whose fixtures several files use."""
 pytest.register_assert_rewrite(*FIXTURES)

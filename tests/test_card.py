@@ -109,7 +109,8 @@ def test_evaluate_records_a_score(call, saved: Path, few_digits: Path, tmp_path:
     assert facts == before
     assert {**score, "date": ""} == {
         "data": "few/test", "images": 60, "accuracy": found["accuracy"], "zero_shot": found["zero_shot"],
-        "date": "",
+        "balanced_accuracy": found["balanced_accuracy"], "balanced_zero_shot": found["balanced_zero_shot"],
+        "seen": 0, "date": "",
     }  # fmt: skip
     assert f"recorded in {saved}\n" in err
     row = f"| few/test | 60 | {100 * found['accuracy']:.2f} % | {100 * found['zero_shot']:.2f} % |"

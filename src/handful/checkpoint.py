@@ -73,7 +73,8 @@ def record_score(folder: Path, score: dict[str, Any]) -> bool:
     folder
         A saved classifier.
     score
-        `data` (what it is called), `images`, `accuracy`, `zero_shot` and `date`.
+        `data` (what it is called), `images`, `accuracy`, `zero_shot`, `date`, and what else
+        `handful.evaluation.Evaluation.record` measures.
 
     Returns
     -------

@@ -161,11 +161,23 @@ def _chosen(facts: dict[str, Any]) -> str:
 def _scores(facts: dict[str, Any]) -> str:
     lines = ["None is recorded: `handful evaluate FOLDER DATA --record` records one."]
     if scores := scores_of(facts):
-        lines = ["| data | images | accuracy | zero-shot | date |", "| --- | --- | --- | --- | --- |"]
+        lines = [
+            "| data | images | accuracy | zero-shot | date | balanced accuracy | balanced zero-shot |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
         lines += [
             f"| {_plain(score.get('data'))} | {score['images']} | {100 * score['accuracy']:.2f} % "
-            f"| {100 * score['zero_shot']:.2f} % | {_plain(score.get('date'))} |"
+            f"| {100 * score['zero_shot']:.2f} % | {_plain(score.get('date'))} "
+            f"| {_percent(score.get('balanced_accuracy'))} | {_percent(score.get('balanced_zero_shot'))} |"
             for score in scores
+        ]
+        lines += [""] if any(_seen(score) for score in scores) else []
+        lines += [
+            f"**The score on {_plain(score.get('data'))} says little of new images**: the classifier had "
+            f"seen {_seen(score)} of these {score['images']} images, in its support set or where its "
+            "hyper-parameters were chosen."
+            for score in scores
+            if _seen(score)
         ]
     calibration = facts.get("calibration")
     if isinstance(calibration, dict):
@@ -178,6 +190,16 @@ def _scores(facts: dict[str, Any]) -> str:
             f"{found.get('false_alarm')}.",
         ]
     return "\n".join(lines)
+
+
+def _seen(score: dict[str, Any]) -> int:
+    """How many images of a score the classifier had seen; 0 where nothing is known of them."""
+    seen = score.get("seen")
+    return seen if isinstance(seen, int) and seen > 0 else 0
+
+
+def _percent(share: Any) -> str:
+    return f"{100 * share:.2f} %" if isinstance(share, int | float) else ""
 
 
 def _use(facts: dict[str, Any], repo: str) -> str:

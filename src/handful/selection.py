@@ -34,11 +34,14 @@ class Validation:
         Raw, `[N, E]`, and `[N]`.
     balance
         Whether accuracy on them is the mean over classes, not over images.
+    digests
+        SHA-256 of each image; empty if unknown.
     """
 
     features: Tensor
     labels: Tensor
     balance: bool = False
+    digests: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Tensor:

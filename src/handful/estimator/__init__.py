@@ -21,7 +21,7 @@ from handful import checkpoint
 from handful.backbones import Backbone
 from handful.data.sets import ImageSet
 from handful.errors import Interrupted, ParameterError
-from handful.estimator import changes, confidence, explaining, keeping, noting
+from handful.estimator import changes, confidence, explaining, keeping, noting, seen
 from handful.estimator.fitted import Fitted
 from handful.estimator.inputs import (
     choose_items,
@@ -119,6 +119,7 @@ class FewShotClassifier(Method):
             templates=self.text_templates(class_weights),
             shots=() if images is None else tuple(np.bincount(rows.numpy(), minlength=len(names)).tolist()),
             support=tuple(changes.item_names(images, len(rows))) if head.support is not None else (),
+            digests=seen.of_fit(inputs if self.uses_images else None, held_out, learned.selection),
         )
         if learned.interrupted:
             raise Interrupted(learned.interrupted)

@@ -15,6 +15,7 @@ from handful.backbones import Backbone
 from handful.data.names import check_names
 from handful.data.sets import ImageSet
 from handful.errors import DataError, ParameterError
+from handful.estimator import seen
 from handful.estimator.fitted import Fitted
 from handful.estimator.inputs import match_names, read_class_weights
 from handful.estimator.task import Learned, Task
@@ -41,6 +42,8 @@ class Kept:
     """What the support images are called; empty for too many."""
     shots: list[int]
     """Images of each class."""
+    digests: tuple[str, ...] = ()
+    """Of the support images, `[N]`; "" for one that is unknown."""
 
     def with_class(self, name: str, text: Tensor) -> Kept:
         """Add a class without images."""
@@ -48,17 +51,19 @@ class Kept:
             self, names=(*self.names, name), text=torch.cat([self.text, text]), shots=[*self.shots, 0]
         )
 
-    def with_images(self, row: int, keys: Tensor, items: list[str]) -> Kept:
+    def with_images(self, row: int, features: Features, items: list[str]) -> Kept:
         """Add images to a class."""
         shots = [count + len(items) * (number == row) for number, count in enumerate(self.shots)]
         if self.keys is None:
             return replace(self, shots=shots)
+        keys = features.directions()
         return replace(
             self,
             keys=torch.cat([self.keys, keys]),
             labels=torch.cat([self.labels, torch.full((len(keys),), row)]),
             items=[*self.items, *items] if len(self.items) == len(self.keys) else [],
             shots=shots,
+            digests=(*self.digests, *(seen.shorten(features.digests) or [""] * len(keys))),
         )
 
     def without(self, row: int) -> Kept:
@@ -72,6 +77,7 @@ class Kept:
             self.labels[rest] - (self.labels[rest] > row).long(),
             [item for item, stays in zip(self.items, rest.tolist(), strict=False) if stays],
             [self.shots[number] for number in left],
+            tuple(digest for digest, stays in zip(self.digests, rest.tolist(), strict=True) if stays),
         )
 
 
@@ -81,7 +87,12 @@ def kept(fitted: Fitted) -> Kept:
     labels = torch.zeros(0, dtype=torch.int64) if support is None else support.labels
     shots = list(fitted.shots) or [0] * len(fitted.class_names)
     keys = None if support is None else support.keys
-    return Kept(fitted.class_names, tensors["class_weights"], keys, labels, list(fitted.support), shots)
+    digests = tuple(fitted.digests.get(seen.SUPPORT, ()))
+    if len(digests) != len(labels):
+        digests = ("",) * len(labels)
+    return Kept(
+        fitted.class_names, tensors["class_weights"], keys, labels, list(fitted.support), shots, digests
+    )
 
 
 def add_class(
@@ -117,9 +128,7 @@ def add_images(now: Kept, name: str, images: Any, encode: Encode) -> Kept:
     features = encode(images)
     if features.values.shape[-1] != now.text.shape[1]:
         raise DataError(f"Got features {features.values.shape[-1]} wide, expected {now.text.shape[1]}.")
-    return now.with_images(
-        row, features.directions(), item_names(images, len(features), next_number(now.items))
-    )
+    return now.with_images(row, features, item_names(images, len(features), next_number(now.items)))
 
 
 def remove_class(now: Kept, name: str) -> Kept:
@@ -143,7 +152,7 @@ def refitted(fitted: Fitted, now: Kept, learned: Learned) -> Fitted:
         fitted, head=learned.head, selection=learned.selection, selected=learned.selected,
         notes=learned.notes, losses=learned.losses, class_names=now.names, classes=np.array(now.names),
         shots=tuple(now.shots), support=tuple(now.items), learned_on=(), draw=None, scores=(),
-        calibration=None,
+        calibration=None, digests=seen.keep(now.digests, fitted.digests.get(seen.VALIDATION, ())),
     )  # fmt: skip
     if fitted.calibration:
         return fresh.noting("It was calibrated on another support set: call calibrate again.")

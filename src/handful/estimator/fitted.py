@@ -18,13 +18,14 @@ from handful.backbones import Backbone
 from handful.data.names import check_names
 from handful.errors import CheckpointError, DataError, FingerprintError, NotFitted
 from handful.estimator.confidence import Calibration, read_calibration
+from handful.estimator.seen import Digests, check_digests
 from handful.heads import Head
 from handful.types import Selection
 
 VERSIONS_OF = ("handful", "torch", "open_clip_torch", "scikit-learn")
 RECORDED: dict[str, type] = {
     "selected": dict, "notes": list, "shots": list, "support": list, "learned_on": list, "templates": list,
-    "draw": dict, "scores": list,
+    "draw": dict, "scores": list, "digests": dict,
 }  # fmt: skip
 """Fields that a checkpoint holds as they are, and what they are in JSON."""
 
@@ -65,6 +66,9 @@ class Fitted:
         What `calibrate` found; None before.
     scores
         What `evaluate --record` measured.
+    digests
+        Of the images that it learned from, or that its hyper-parameters were chosen on: see
+        `handful.estimator.seen`. Empty where nothing is known of them.
     """
 
     method: str
@@ -86,6 +90,7 @@ class Fitted:
     draw: Mapping[str, Any] | None = None
     calibration: Calibration | None = None
     scores: tuple[Mapping[str, Any], ...] = ()
+    digests: Digests = field(default_factory=dict, repr=False)
 
     @property
     def temperature(self) -> float:
@@ -99,8 +104,9 @@ class Fitted:
     def to_facts(self) -> dict[str, Any]:
         """Give what is known, as a checkpoint's `head.json` stores it."""
         recorded = {name: as_json(kind(getattr(self, name) or ())) for name, kind in RECORDED.items()}
-        if not self.scores:
-            recorded.pop("scores")
+        for name in ("scores", "digests"):
+            if not recorded[name]:
+                recorded.pop(name)
         return {
             "method": self.method,
             "parameters": as_json(dict(self.parameters)),
@@ -229,6 +235,7 @@ def check_facts(facts: dict[str, Any], backbone: Backbone | None) -> None:
     for key, expected in RECORDED.items():
         if not isinstance(facts.get(key, expected()), expected):
             raise CheckpointError(f"Expected {key} to be a {expected.__name__}, got {facts[key]!r}.")
+    check_digests(facts.get("digests", {}))
     shots = facts.get("shots", [])
     whole = all(isinstance(count, int) and count >= 0 for count in shots)
     if not whole or (shots and len(shots) != len(facts.get("learned_on") or facts["class_names"])):

@@ -91,13 +91,14 @@ class ImageReader:
         else:
             raise unexpected("validation", type(given).__name__, "an ImageSet, or (images, labels)")
         plain = replace(self, views=0, stage=None)
-        features = plain.features(images).pooled()
+        read = plain.features(images)
+        features = read.pooled()
         if len(features) != len(rows) or (width and features.shape[1] != width):
             raise DataError(
                 f"Got validation features of shape {list(features.shape)} and {len(rows)} labels, expected "
                 f"as many, {width} wide."
             )
-        return Validation(features, rows)
+        return Validation(features, rows, digests=read.digests)
 
     def query(self, images: Any, head: Head) -> Iterator[Part]:
         """Read images to classify, in parts, as what the head needs of them: `values [n, ...]`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,11 +42,14 @@ class Features:
         `[N, V, H]`, the vector before the tower's final projection, where there is one.
     fingerprint
         Of the backbone that made them; empty if unknown.
+    digests
+        SHA-256 of each image, `[N]`; empty if unknown.
     """
 
     values: Tensor
     hidden: Tensor | None = None
     fingerprint: str = ""
+    digests: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_array(cls, values: Any, fingerprint: str = "") -> Features:
@@ -73,7 +76,8 @@ class Features:
         """Choose rows: `features[[3, 1, 4]]`, a slice, or a mask."""
         chosen = torch.as_tensor(choose_rows(rows, len(self)))
         hidden = None if self.hidden is None else self.hidden[chosen]
-        return Features(self.values[chosen], hidden, self.fingerprint)
+        digests = tuple(self.digests[row] for row in chosen.tolist()) if self.digests else ()
+        return Features(self.values[chosen], hidden, self.fingerprint, digests)
 
     def pooled(self) -> Tensor:
         """One raw vector for each image: the mean over its views, `[N, E]`."""
@@ -148,4 +152,5 @@ def encode(
         torch.cat([part.values for part in good]),
         torch.cat(hidden) if len(hidden) == len(good) else None,
         backbone.fingerprint,
+        tuple(digest for part in good for digest in part.digests),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.images import decode, digest, in_threads, require_readable
+from handful.data.images import decode, in_threads, require_readable
 from handful.data.sets import Rows, choose_rows
 from handful.features.loading import BATCH
 from handful.features.views import InputStage
@@ -24,16 +24,18 @@ PASSES = 10
 class Online:
     """Fresh crops at every call, as published: the image tower runs in the training loop.
 
-    `stage` is what a method inside the image tower reads in place of features.
+    `stage` is what a method inside the image tower reads in place of features; `digests [N]` are the SHA-256
+    of the images.
     """
 
     backbone: Backbone
     items: tuple[ImageLike, ...]
     crop_scale: tuple[float, float]
     stage: InputStage | None = None
+    digests: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        require_readable(self.items)
+        object.__setattr__(self, "digests", tuple(require_readable(self.items)))
 
     @property
     def fingerprint(self) -> str:
@@ -45,7 +47,7 @@ class Online:
 
     def identity(self) -> str:
         """Hash what makes the crops."""
-        encoding = [*in_threads(digest, self.items), *self.crop_scale, self.fingerprint]
+        encoding = [*self.digests, *self.crop_scale, self.fingerprint]
         return hashlib.sha256(repr(encoding).encode()).hexdigest()
 
     def __getitem__(self, rows: Rows) -> Online:

@@ -43,12 +43,15 @@ class Part:
         `[n, max(V, 1), H]`, the vectors before the tower's final projection, where there is one.
     failures
         By row, why an image can't be read; these are not in `rows`.
+    digests
+        SHA-256 of each image, as it was read; empty of features that were given.
     """
 
     rows: list[int]
     values: Tensor
     hidden: Tensor | None
     failures: dict[int, str]
+    digests: list[str] = field(default_factory=list)
 
 
 def stream(
@@ -103,9 +106,10 @@ def store_of(loader: Loader) -> Store:
 
 
 def _stream_pixels(loader: Loader, items: Iterable[ImageLike]) -> Generator[Part, None, None]:
-    with closing(ahead(partial(load_pixels, items=items, loader=loader))) as parts:
+    with closing(ahead(partial(load_pixels, items=items, loader=loader, named=True))) as parts:
         for part in parts:
-            yield Part(part.rows, part.values[:, 0] if part.rows else part.values, None, part.failures)
+            values = part.values[:, 0] if part.rows else part.values
+            yield Part(part.rows, values, None, part.failures, part.names)
 
 
 def _stream(loader: Loader, items: Iterable[ImageLike], store: Store | None) -> Generator[Part, None, None]:
@@ -203,4 +207,5 @@ def _part(group: _Group, known: list[Row]) -> Part:
         stack([value for value, _ in known]),
         torch.stack(hidden) if hidden and len(hidden) == len(known) else None,
         group.failures,
+        list(group.names.values()),
     )

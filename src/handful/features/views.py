@@ -98,6 +98,11 @@ class Views:
         """Of the backbone."""
         return self.backbone.fingerprint
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of each image, `[N]`."""
+        return tuple(self.names)
+
     def __len__(self) -> int:
         return len(self.items)
 
