@@ -86,13 +86,14 @@ def beside_zero_shot(
     zero = ZeroShot(backbone, templates=getattr(clf, "templates", "default")).fit(
         class_names=clf.class_names_
     )
+    columns = zero.match(clf.class_names_)  # an old classifier's may be in another order
     if head.needs != "pixels":
         features = encode(backbone, images)
-        return clf.decision_function(features), zero.decision_function(features)
+        return clf.logits(features), zero.logits(features)[:, columns]
     with torch.no_grad():
         pairs = [
             (head.read(pixels), zero.head_.read(backbone.encode_image(pixels).cpu()))
             for pixels in clf.query(images)
         ]
     own, plain = (check_logits(torch.cat(logits)).numpy() for logits in zip(*pairs, strict=True))
-    return own, plain
+    return own, plain[:, columns]

@@ -66,7 +66,7 @@ def describe(clf: FewShotClassifier) -> dict[str, Any]:
     """Say what a classifier is, as `GET /models` answers."""
     return {
         "method": clf.method,
-        "classes": [str(label) for label in clf.classes_],
+        "classes": list(clf.class_names_),
         "online": clf.method in ONLINE,
         "selection": clf.selection_,
         "calibration": clf.calibration_.facts() if clf.calibration_ else None,
@@ -92,7 +92,7 @@ def predict(name: str, clf: FewShotClassifier, inputs: Tensor) -> list[Predictio
 def best_classes(clf: FewShotClassifier, prediction: Prediction, top: int) -> list[tuple[str, float]]:
     """Give the `top` most probable classes with their probabilities, best first."""
     order = prediction.probabilities.argsort(descending=True)[:top].tolist()
-    return [(str(clf.classes_[row]), float(prediction.probabilities[row])) for row in order]
+    return [(clf.class_names_[row], float(prediction.probabilities[row])) for row in order]
 
 
 def _unknown(clf: FewShotClassifier) -> Literal["auto"] | None:

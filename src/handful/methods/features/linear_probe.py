@@ -45,6 +45,8 @@ class LinearProbe(FewShotClassifier):
         Augmented views of each image to fit on; 0 takes the image itself.
     seed
         Of the views.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "linear-probe"
@@ -58,9 +60,16 @@ class LinearProbe(FewShotClassifier):
         max_iter: int = 300,
         views: int = 0,
         seed: int = 0,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.strength, self.templates = backbone, strength, templates
         self.max_iter, self.views, self.seed = max_iter, views, seed
+        self.class_names = class_names
+
+    @property
+    def n_iter_(self) -> int:
+        """Steps that the last fit took, at most `max_iter`."""
+        return len(self.losses_)
 
     def learn(self, task: Task) -> Learned:
         """Find the minimum."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -42,6 +42,8 @@ class LogisticProbe(FewShotClassifier):
         Augmented views of each image to fit on; 0 takes the image itself.
     seed
         Of the views.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "logistic-probe"
@@ -57,16 +59,21 @@ class LogisticProbe(FewShotClassifier):
         folds: int = 3,
         views: int = 0,
         seed: int = 0,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.C, self.selection = backbone, C, selection
         self.folds, self.views, self.seed = folds, views, seed
+        self.class_names = class_names
 
     def learn(self, task: Task) -> Learned:
         """Choose C, then fit on the whole support set."""
         c, count = check_number("C", self.C, 0, above=True), check_integer("folds", self.folds, 2)
         x, y = task.features.values.numpy(), task.labels.numpy()  # [N, V, E], [N]
         if len(np.unique(y)) < 2:
-            raise unexpected("labels", sorted(set(y.tolist())), "images of at least two classes")
+            raise unexpected(
+                "labels", sorted(set(y.tolist())), "images of at least two classes",
+                "Of one class there is nothing to learn.",
+            )  # fmt: skip
 
         def search(seen: Validation | None) -> float:
             if seen is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -55,6 +56,8 @@ class TextTuning(FewShotClassifier):
         Of the text classifier that is tuned.
     epochs, lr, batch_size, views, training, seed
         As for CoOp.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "text-tuning"
@@ -74,10 +77,12 @@ class TextTuning(FewShotClassifier):
         views: int | Literal["online"] = 8,
         training: dict[str, Any] | None = None,
         seed: int = 0,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.form, self.templates = backbone, form, templates
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.training, self.seed = views, training, seed
+        self.class_names = class_names
 
     def learn(self, task: Task) -> Learned:
         """Train the matrix or the bias."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -182,6 +182,8 @@ class CoCoOp(FewShotClassifier):
         "clip": 1.0}`: see `handful.schedule.Schedule`.
     seed
         Of the views, the start and the order of the images.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "cocoop"
@@ -202,10 +204,12 @@ class CoCoOp(FewShotClassifier):
         views: int | Literal["online"] = 8,
         training: dict[str, Any] | None = None,
         seed: int = 0,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.init, self.length = backbone, init, length
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.training, self.seed = views, training, seed
+        self.class_names = class_names
 
     def start(self, task: Task, generator: torch.Generator) -> ConditionalPromptLearner:
         """Give the learner before training; the meta-net starts as PyTorch's layers do."""

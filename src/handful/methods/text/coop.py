@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -66,6 +67,8 @@ class CoOp(FewShotClassifier):
         Of SGD with momentum 0.9 and weight decay 5e-4; cosine after one warm-up epoch at 1e-5.
     views, training, seed
         As every trained method has them: see `FewShotClassifier.schedule`.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "coop"
@@ -79,11 +82,13 @@ class CoOp(FewShotClassifier):
         position: Literal["end", "middle", "front"] = "end", class_specific: bool = False,
         epochs: int | Literal["auto"] = "auto", lr: float = 0.002, batch_size: int = 32,
         views: int | Literal["online"] = 8, training: dict[str, Any] | None = None, seed: int = 0,
+        class_names: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
         self.backbone, self.length, self.init = backbone, length, init
         self.position, self.class_specific = position, class_specific
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.training, self.seed = views, training, seed
+        self.class_names = class_names
 
     def learner(self, task: Task, context: Tensor) -> PromptLearner:
         """Put a context `[M, D]` or `[C, M, D]` around the class names of a task."""

@@ -77,6 +77,8 @@ class ClipAdapter(FewShotClassifier):
         good on drawn features and several times faster.
     views, training, seed
         As for CoOp.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "clip-adapter"
@@ -101,12 +103,14 @@ class ClipAdapter(FewShotClassifier):
         views: int | Literal["online"] = 8,
         training: dict[str, Any] | None = None,
         seed: int = 0,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.side, self.reduction = backbone, side, reduction
         self.alpha, self.beta, self.selection = alpha, beta, selection
         self.learn_ratio, self.templates = learn_ratio, templates
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.training, self.seed = views, training, seed
+        self.class_names = class_names
 
     def schedule(self, task: Task, **own: Any) -> Schedule:
         """Give the settings of training, the `"auto"` ones found out."""

@@ -175,6 +175,8 @@ class TipAdapter(FewShotClassifier):
         Augmented views behind each key; the published recipe takes 10, 0 takes the image itself.
     seed
         Of the views.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "tip-adapter"
@@ -192,10 +194,12 @@ class TipAdapter(FewShotClassifier):
         templates: str | Sequence[str] = "default",
         views: int | Literal["online"] = 0,
         seed: int = 0,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.alpha, self.beta = backbone, alpha, beta
         self.selection, self.ranges, self.templates = selection, ranges, templates
         self.views, self.seed = views, seed
+        self.class_names = class_names
 
     def cache(self, task: Task) -> CacheHead:
         """Store the support set, with alpha and beta as given."""

@@ -63,6 +63,8 @@ class TipAdapterF(TipAdapter):
         As for CoOp.
     backbone, alpha, beta, selection, ranges, templates, seed
         As for Tip-Adapter.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "tip-adapter-f"
@@ -83,10 +85,11 @@ class TipAdapterF(TipAdapter):
         views: int | Literal["online"] = 10,
         training: dict[str, Any] | None = None,
         seed: int = 0,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             backbone, alpha=alpha, beta=beta, selection=selection, ranges=ranges, templates=templates,
-            views=views, seed=seed,
+            views=views, seed=seed, class_names=class_names,
         )  # fmt: skip
         self.epochs = epochs
         self.lr = lr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -71,6 +72,8 @@ class MMA(FewShotClassifier):
         "clip": 1.0}`: see `handful.schedule.Schedule`.
     seed
         Of the views, the start and the order of the images.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "mma"
@@ -97,12 +100,14 @@ class MMA(FewShotClassifier):
         cache: Literal["auto", "memory", "disk", "off"] = "auto",
         training: dict[str, Any] | None = None,
         seed: int = 0,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.first_block, self.last_block = backbone, first_block, last_block
         self.width, self.alpha, self.shared = width, alpha, shared
         self.side, self.template = side, template
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.cache, self.training, self.seed = views, cache, training, seed
+        self.class_names = class_names
 
     def pairs(self, backbone: Backbone) -> Pairs:
         """Say which blocks of a backbone have adapters."""
