@@ -236,7 +236,7 @@ def read_classes(facts: dict[str, Any]) -> NDArray[Any]:
     else:
         same = one_kind and [clean_name(str(value)) for value in classes] == names
     order = facts.get("label_order") or names
-    if not clean or not same or sorted(map(str, order)) != sorted(names):
+    if not clean or not same or not isinstance(order, list) or sorted(map(str, order)) != sorted(names):
         raise CheckpointError("Expected class names as fit writes them, and the same as classes.")
     return found
 

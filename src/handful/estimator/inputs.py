@@ -166,12 +166,13 @@ def as_items(images: Any) -> tuple[ImageLike, ...]:
 
 
 def plain(images: Any) -> Any:
-    """Give an array for a column or table of pandas or polars, and for lists of lists of numbers.
+    """Give an array for a column or table of pandas or polars, and for lists of lists of numbers; features as
+    floating point.
 
     Raises
     ------
     DataError
-        It is sparse, or the features of one image as no row.
+        It is sparse, the features of one image as no row, or a table of something else than numbers.
     """
     if hasattr(images, "tocsr"):
         raise DataError("Got a sparse matrix, expected features as an array [N, E]: images.toarray().")
@@ -184,6 +185,12 @@ def plain(images: Any) -> Any:
             f"Got an array of shape {images.shape}, expected features [N, E]. Reshape your data: "
             "images.reshape(1, -1) is one image."
         )
+    wide = isinstance(images, np.ndarray) and images.ndim == 2 and images.dtype.kind in "iO"
+    if wide and images.dtype.itemsize > 2:  # narrower ones may be an image
+        try:
+            return images.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"Got features that are no numbers: {error}.") from error
     return images
 
 

@@ -91,20 +91,17 @@ class Features:
 
 
 def _as_numbers(values: Any) -> np.ndarray[Any, Any]:
-    """Give an array that torch may share: integers as floating point, a read-only one copied."""
+    """Give an array of numbers that torch may share: one that is read-only is copied."""
     array = np.asarray(values)
-    if array.dtype.kind == "O" or (array.dtype.kind == "i" and array.dtype.itemsize > 2):
-        try:
-            return array.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"Got features that are no numbers: {error}.") from error
     if array.dtype.kind not in "fiub":
         reason = "Complex data not supported: got" if array.dtype.kind == "c" else "Got"
         raise DataError(
             f"{reason} features of dtype {array.dtype}, expected floating point [N, E] or [N, V, E]."
         )
     if array.ndim > 1 and not array.shape[1]:
-        raise DataError(f"Got 0 feature(s) (shape={array.shape}) while a minimum of 1 is required.")
+        raise DataError(
+            f"Got features with 0 feature(s) (shape={array.shape}) while a minimum of 1 is required."
+        )
     return array if array.flags.writeable else array.copy()
 
 

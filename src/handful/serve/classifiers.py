@@ -179,7 +179,7 @@ def parameters_of(clf: FewShotClassifier, methods: Sequence[str]) -> dict[str, d
 def support_of(
     clf: FewShotClassifier, methods: Sequence[str], max_images: int
 ) -> dict[str, list[tuple[str, Tensor]]]:
-    """Give each class's support images: their titles and features `[E]`.
+    """Give each class's support images: their titles and features `[E]`. Classes are in the order given.
 
     Raises
     ------
@@ -193,9 +193,10 @@ def support_of(
     if len(keys) > max_images:
         raise DataError(f"It has {len(keys)} images, a draft may have {max_images}.")
     titles = [*clf.support_, *(f"image {row}" for row in range(len(clf.support_), len(keys)))]
+    known = clf.fitted_.known
     return {
-        name: [(titles[at], keys[at]) for at in (labels == row).nonzero()[:, 0].tolist()]
-        for row, name in enumerate(clf.class_names_)
+        name: [(titles[at], keys[at]) for at in (labels == known.names.index(name)).nonzero()[:, 0].tolist()]
+        for name in known.given
     }
 
 
