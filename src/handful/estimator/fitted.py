@@ -47,7 +47,7 @@ class Fitted:
         The backbone as it was given, or its name; and the hash that its features must have, empty if unknown.
     class_names, classes
         C names in the order of the head's rows; and what predict answers with, `[C]`, in that order: sorted,
-        but for what versions before 0.2 saved.
+        but for what earlier versions saved.
     label_order
         The names as they were given, where that is another order: integer labels are rows of it.
     head
