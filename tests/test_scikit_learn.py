@@ -237,6 +237,10 @@ def test_columns_of_a_table(data: Data, mini: handful.Backbone):
     clf = handful.TipAdapter(mini).fit(x, y).calibrate(x, y, folds=2)
     assert clf.score(x, y) == 1 and clf.predict(x).tolist() == data.y.tolist()
     assert handful.TipAdapter(mini, selection="val").fit(x, y, validation=(x, y)).score(x, y) == 1
+    if data.x.ndim == 1:
+        assert clf.predict(Column(data.x[:, None])).tolist() == data.y.tolist()
+        with pytest.raises(handful.DataError, match=r"no numbers.*give their column"):
+            clf.predict(Column(np.stack([data.x, data.y], 1)))
 
 
 @pytest.mark.parametrize(

@@ -185,12 +185,16 @@ def plain(images: Any) -> Any:
             f"Got an array of shape {images.shape}, expected features [N, E]. Reshape your data: "
             "images.reshape(1, -1) is one image."
         )
-    wide = isinstance(images, np.ndarray) and images.ndim == 2 and images.dtype.kind in "iO"
-    if wide and images.dtype.itemsize > 2:  # narrower ones may be an image
+    wide = isinstance(images, np.ndarray) and images.ndim == 2
+    if wide and images.shape[1] == 1 and len(images) and isinstance(images[0, 0], str | Path):
+        return images[:, 0]  # a table with one column, of paths
+    if wide and images.dtype.kind in "iOU" and images.dtype.itemsize > 2:  # narrower ones may be an image
         try:
             return images.astype(np.float64)
         except (TypeError, ValueError) as error:
-            raise DataError(f"Got features that are no numbers: {error}.") from error
+            raise DataError(
+                f"Got features that are no numbers: {error}. Of a table with paths give their column."
+            ) from error
     return images
 
 
