@@ -114,7 +114,7 @@ def test_a_draft_is_downloaded_loaded_and_opened_again(
         archive.extractall(tmp_path)
         assert sum(name.startswith("images/") for name in archive.namelist()) == 6
     clf = handful.load(tmp_path / "classifier", backbone=mini)
-    assert clf.class_names_ == ("three", "seven")
+    assert clf.class_names_ == ("seven", "three")
     probability = clf.predict_proba([Image.open(io.BytesIO(seven))]).max()
     assert probability == pytest.approx(before[0]["probability"], abs=1e-4)
     again = client.post("/drafts/open", files={"file": ("d.zip", packed.content)})

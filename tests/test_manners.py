@@ -200,7 +200,7 @@ def test_labels_and_names_are_checked(labels: list, names: object):
 
 def test_names_may_be_an_array():
     clf = handful.LogisticProbe(selection="fixed").fit(X, AB, class_names=np.array(["b", "a"]))
-    assert clf.classes_.tolist() == ["b", "a"]
+    assert clf.classes_.tolist() == ["a", "b"]
 
 
 def test_score_checks_what_it_is_given():

@@ -97,7 +97,7 @@ def test_given_class_weights_need_one_for_a_new_class():
         clf.add_class("owl", np.ones((1, 16), np.float32))
     clf.add_class("owl", np.ones((1, 16), np.float32), class_weight=np.ones(16))
     assert clf.predict(np.ones((1, 16), np.float32)).tolist() == ["owl"]
-    assert clf.shots_ == (4, 4, 4, 1)
+    assert (clf.class_names_, clf.shots_) == (("cat", "dog", "owl", "red panda"), (4, 4, 1, 4))
 
 
 def test_numbers_that_validation_chose_stay_with_a_note():

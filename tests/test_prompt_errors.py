@@ -202,9 +202,11 @@ def test_notes_tell_what_was_learned_where(tiny: handful.Backbone, tmp_path: Pat
     assert "views=8 was not used" in clf.notes_[0]
     assert clf.with_classes(NAMES).learned_on_ == ()
     there = clf.with_classes(["x", "y"]).with_classes(["up", "down"])
-    assert there.learned_on_ == tuple(NAMES)
+    assert there.learned_on_ == tuple(sorted(NAMES))
     there.save(tmp_path / "there")
-    assert "of other classes: cat, red panda" in (tmp_path / "there/README.md").read_text()
+    assert (
+        "of other classes: 2012 Audi TTS Coupe, cat, red panda" in (tmp_path / "there/README.md").read_text()
+    )
     zero = handful.ZeroShot(tiny).fit(class_names=["a"]).with_classes(["b"])
     assert (zero.learned_on_, zero.notes_) == ((), ())
 
@@ -223,7 +225,7 @@ def test_any_file_name_will_do(tiny: handful.Backbone, tmp_path: Path):
     clf.save_learned(tmp_path / "ctx")
     assert handful.load(tmp_path / "ctx", tiny, class_names=["x"]).class_names_ == ("x",)
     clf.save(tmp_path / "birds.safetensors")
-    assert handful.load(tmp_path / "birds.safetensors", tiny).class_names_ == NAMES
+    assert handful.load(tmp_path / "birds.safetensors", tiny).class_names_ == tuple(sorted(NAMES))
     specific = fit(handful.CoOp(tiny, epochs=1, class_specific=True), task(tiny))
     with pytest.raises(handful.ParameterError, match="class_specific"):
         specific.save_learned(tmp_path / "x")

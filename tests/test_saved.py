@@ -33,7 +33,7 @@ def load(name: str, frozen: handful.Backbone, mini: handful.Backbone) -> handful
 
 def differs(clf: handful.FewShotClassifier, answers: Path) -> dict[str, float]:
     expected, queries = load_file(answers), pictures(7, 4)
-    found = {"logits": clf.decision_function(queries), "probabilities": clf.predict_proba(queries)}
+    found = {"logits": clf.logits(queries), "probabilities": clf.predict_proba(queries)}
     return {name: float(np.abs(found[name] - value.numpy()).max()) for name, value in expected.items()}
 
 

@@ -110,17 +110,18 @@ def zero_shot(golden: Golden) -> Found:
     names, meta = golden.meta["class_names"], golden.meta
     clf = handful.ZeroShot(golden.backbone, templates=meta["template"]).fit(class_names=names)
     features = golden.backbone.encode_image(golden.tensors["images"])
-    yield "zero_shot.logits", torch.from_numpy(clf.decision_function(features))
+    rows = clf.match(names)  # a classifier's are sorted
+    yield "zero_shot.logits", torch.from_numpy(clf.logits(features)[:, rows])
     ensemble = handful.ZeroShot(golden.backbone, templates=meta["ensemble_templates"]).fit(class_names=names)
-    yield "ensemble.class_weights", ensemble.head_.tensors()["class_weights"]
-    yield "ensemble.logits", torch.from_numpy(ensemble.decision_function(features))
+    yield "ensemble.class_weights", ensemble.head_.tensors()["class_weights"][rows]
+    yield "ensemble.logits", torch.from_numpy(ensemble.logits(features)[:, rows])
 
 
 def tip(golden: Golden) -> Found:
     """Tip-Adapter on features, and the exact search against the published grid."""
     clf = tip_classifier(golden)
     test = handful.Features.from_array(golden.tensors["test"], golden.backbone.fingerprint)
-    yield "tip.logits", torch.from_numpy(clf.decision_function(test))
+    yield "tip.logits", torch.from_numpy(clf.logits(test))
     # The published loops leave the upper ends out: beta of 7 by 200, alpha of 3 by 20, as for ImageNet.
     seen = Validation(golden.tensors["val"], golden.tensors["val_labels"])
     head = searched(clf.head_, seen, "imagenet")
@@ -128,13 +129,12 @@ def tip(golden: Golden) -> Found:
 
 
 def tip_classifier(golden: Golden) -> Any:
-    """Fit Tip-Adapter on the golden support set and class weights."""
+    """Fit Tip-Adapter on the golden support set and class weights; its classes are the golden integers."""
     support = handful.Features.from_array(golden.tensors["support"], golden.backbone.fingerprint)
     alpha, beta = golden.tensors["tip.alpha_beta"].tolist()
     return handful.TipAdapter(golden.backbone, alpha=alpha, beta=beta).fit(
         support,
         golden.tensors["support_labels"].numpy(),
-        class_names=golden.meta["class_names"],
         class_weights=golden.tensors["class_weights"],
     )
 

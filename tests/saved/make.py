@@ -50,7 +50,7 @@ def pictures(seed: int, count: int) -> list[np.ndarray[Any, Any]]:
 def answers(clf: Any) -> dict[str, torch.Tensor]:
     """Give what a classifier says of four images."""
     queries = pictures(7, 4)
-    found = {"logits": clf.decision_function(queries), "probabilities": clf.predict_proba(queries)}
+    found = {"logits": clf.logits(queries), "probabilities": clf.predict_proba(queries)}
     return {name: torch.from_numpy(value) for name, value in found.items()}
 
 

@@ -127,7 +127,7 @@ def _print(found: Evaluation, as_json: bool, per_class: bool) -> None:
 
 
 def unlabelled(folder: Path) -> ImageSet:
-    """List the images of a folder that has no classes, at any depth; what `predict` passes over is passed over."""
+    """List the images of a folder without classes, at any depth; it passes over what `predict` does."""
     from handful.data import ImageSet, Report
     from handful.data.folders import list_images
     from handful.errors import unexpected

@@ -77,7 +77,7 @@ def run_demo(
         f"{chosen.best}, {100 * score.balanced_accuracy:.1f} ± {100 * score.error:.1f} %; on the test images "
         f"{100 * clf.score(test):.1f} %."
     )
-    out.print(f"{image}: {clf.classes_[row]} ({100 * probabilities[row]:.0f} %)")
+    out.print(f"{image}: {clf.class_names_[row]} ({100 * probabilities[row]:.0f} %)")
     out.print(f"Curves: {folder / 'curves.png'}   Report: {report}   Classifier: {folder / 'best'}")
     progress(f"Done in {time.perf_counter() - start:.0f} s")
 

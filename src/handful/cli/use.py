@@ -43,7 +43,7 @@ def predict(
             shares, new = answer.probabilities[place], bool(answer.is_unknown[place])
             best = shares.argsort(descending=True, stable=True)[:top].tolist()
             classes: list[dict[str, Any]] = [
-                {"class": str(clf.classes_[c]), "probability": round(float(shares[c]), 6)} for c in best
+                {"class": clf.class_names_[c], "probability": round(float(shares[c]), 6)} for c in best
             ]
             result: dict[str, Any] = {"image": str(files[row]), "predictions": classes}
             results.append(result | ({"unknown": new} if unknown else {}))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -17,26 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handful import checkpoint
-from handful.backbones import Backbone
 from handful.data.sets import ImageSet
 from handful.errors import Interrupted, ParameterError
 from handful.estimator import changes, confidence, explaining, keeping, noting, seen
 from handful.estimator.fitted import Fitted
-from handful.estimator.inputs import (
-    choose_items,
-    is_encoded,
-    joint_width,
-    match_names,
-    read_labels,
-    read_right,
-    read_truth,
-)
-from handful.estimator.method import Method
+from handful.estimator.inputs import choose_items, is_encoded, joint_width, plain
+from handful.estimator.keeping import Keeping
+from handful.estimator.labels import check_count, check_sample_weight, match_names, read_labels, read_marks
 from handful.estimator.task import Learned, Task, Validation
 from handful.features import Features
 from handful.heads import check_logits
-from handful.metrics import accuracy
 from handful.prompts import class_weights as encode_names
 from handful.types import ImageLike, Labels
 
@@ -46,7 +35,7 @@ SCALE = 100.0
 __all__ = ["FewShotClassifier", "Fitted", "Learned", "Task", "Validation"]
 
 
-class FewShotClassifier(Method):
+class FewShotClassifier(Keeping):
     """Base of all methods: everything but the method."""
 
     # -- fitting ---------------------------------------------------------------------------------
@@ -68,11 +57,15 @@ class FewShotClassifier(Method):
             Paths, PIL images or byte arrays; an `ImageSet`; `Features`, or a float array `[N, E]` of
             raw features. None (zero-shot) with `class_names`.
         labels
-            Class names, or integers with `class_names`; not needed for an `ImageSet`.
+            Class names, or integers; not needed for an `ImageSet`. A method that reads class names takes
+            integers with `class_names` here (rows of it), with the parameter `class_names` of the
+            estimator (as scikit-learn encodes these names: sorted), or with `class_weights`.
         class_names
-            Names in label order. For string labels it fixes the order (default: sorted).
+            Names in label order; `classes_` is sorted whatever that order. For string labels it may name
+            classes without an image.
         class_weights
-            A text classifier `[C, E]` in place of the one made from the class names.
+            A text classifier `[C, E]` in place of the one made from the class names: rows in the order
+            of `class_names`, or of the sorted labels.
         validation
             An `ImageSet`, or images and labels, for `selection="val"`. For `selection="oracle"`, which
             is how some figures were published, it is the test set, and the answer says so.
@@ -83,18 +76,21 @@ class FewShotClassifier(Method):
             Ctrl-C while it trained. This is fitted with what the last whole epoch had learned; the same
             fit again goes on from there, and ends where it would have ended.
         """
-        names, rows, classes = read_labels(images, labels, class_names, self.uses_text)
-        needs_text = self.uses_text and class_weights is None
+        images, needs_text = plain(images), self.uses_text and class_weights is None
+        classes, rows = read_labels(images, labels, class_names, self.class_names, needs_text)
+        names = classes.names
         backbone = self.find_backbone(needs_text or self.uses_tower or self.uses_image_tower)
         text = self.text_classifier(names, class_weights, backbone)
+        if class_weights is not None and text is not None:
+            text = text[classes.order]
         reader = self.reader()
         inputs = None if images is None else reader.support(images)
         width = joint_width(inputs, text, backbone, rows)
         scale = SCALE if backbone is None else backbone.scale
-        notes = []
+        notes = list(classes.notes)
         if reader.views and is_encoded(images):
             notes.append(f"views={reader.views} was not used: features were given.")
-        held_out = None if validation is None else reader.validation(validation, names, classes, width)
+        held_out = None if validation is None else reader.validation(validation, classes, width)
         if held_out is not None and self.selection not in ("val", "oracle"):
             notes.append(f"validation was not used: selection is {self.selection!r}.")
         task = Task(inputs, rows, names, text, scale, backbone, held_out, balance=self.balances())
@@ -109,7 +105,8 @@ class FewShotClassifier(Method):
             parameters=parameters,
             fingerprint=backbone.fingerprint if backbone else inputs.fingerprint if inputs else "",
             class_names=names,
-            classes=classes,
+            classes=classes.labels,
+            label_order=tuple(classes.label_order),
             head=head,
             selection=learned.selection,
             selected=learned.selected,
@@ -186,17 +183,34 @@ class FewShotClassifier(Method):
         self.fitted_ = changes.refitted(fitted, now, learned)
         return self
 
-    def _as_fitted(self) -> Self:
-        """Give an unfitted twin with the parameters of the fit, whatever was set since."""
-        return type(self)(backbone=self.fitted_.backbone, **self.fitted_.parameters)
-
     # -- using -----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def decision_function(self, images: Any) -> NDArray[np.float32]:
-        """Give logits `[N, C]`."""
+    def logits(self, images: Any) -> NDArray[np.float32]:
+        """Give logits `[N, C]`, a column for each of `classes_`, of two classes too."""
         head = self.head_
         return check_logits(torch.cat([head.read(x) for x in self.query(images)])).numpy()
+
+    def decision_function(self, images: Any) -> NDArray[np.float32]:
+        """Give what scikit-learn's scorers rank by: logits `[N, C]`, or `[N]` for two classes.
+
+        For two classes it is the logit of `classes_[1]` less that of `classes_[0]`, so its sigmoid is the
+        probability of `classes_[1]` before `calibrate`. See `logits`.
+        """
+        found = self.logits(images)
+        return found[:, 1] - found[:, 0] if found.shape[1] == 2 else found
+
+    @property
+    def n_features_in_(self) -> int:
+        """E, how wide an array of features must be; a classifier that reads pixels alone has none."""
+        width = 0 if self.head_.needs == "pixels" else self.head_.width
+        if not width:
+            raise AttributeError("n_features_in_: this classifier reads pixels, not features.")
+        return width
+
+    def fit_transform(self, images: Any, y: Labels | None = None, **given: Any) -> NDArray[np.float32]:
+        """Fit, and give the features of the same images `[N, E]`; `y` are the labels. See `transform`."""
+        return self.fit(images, y, **given).transform(images)
 
     def transform(self, images: Any) -> NDArray[np.float32]:
         """Give unit image features `[N, E]`: adapted, where the method adapts images, else the backbone's."""
@@ -205,7 +219,7 @@ class FewShotClassifier(Method):
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
         """Give class probabilities `[N, C]`: the softmax of the logits over the temperature."""
-        logits = torch.from_numpy(self.decision_function(images))
+        logits = torch.from_numpy(self.logits(images))
         return confidence.probabilities(logits, self.calibration_).numpy()
 
     def predict(self, images: Any, unknown: float | str | None = None) -> NDArray[Any]:
@@ -222,7 +236,7 @@ class FewShotClassifier(Method):
         """
         probabilities, is_unknown = self.classify(images, unknown)
         predicted = self.classes_[probabilities.argmax(1)]
-        nothing = -1 if predicted.dtype.kind in "iu" else confidence.UNKNOWN
+        nothing = -1 if predicted.dtype.kind in "iub" else confidence.UNKNOWN
         if unknown is not None and nothing in self.classes_.tolist():
             raise ParameterError(f"Got a class called {nothing!r}, which is what unknown images are called.")
         return np.where(is_unknown, nothing, predicted) if is_unknown.any() else predicted
@@ -279,16 +293,16 @@ class FewShotClassifier(Method):
         DataError
             A class has no image, or none has two.
         """
-        fitted = self.fitted_
-        rows = read_truth(images, labels, fitted.class_names, fitted.classes)
+        fitted, images = self.fitted_, plain(images)
+        names, order = fitted.class_names, fitted.known.given
+        rows = self._truth(images, labels)
 
         def refit(kept: NDArray[np.int64], out: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-            names = [fitted.class_names[row] for row in rows[kept]]
-            fresh = self._as_fitted().fit(
-                choose_items(images, kept), names, class_names=fitted.class_names, **given
-            )
             inside, outside = choose_items(images, kept), choose_items(images, out)
-            parts = fresh.decision_function(outside), fresh.transform(inside), fresh.transform(outside)
+            own = [names[row] for row in rows[kept]]
+            fresh = self._as_fitted().fit(inside, own, class_names=order, **given)
+            columns = fresh.match(names)  # the order is another one where this answers with integers
+            parts = fresh.logits(outside)[:, columns], fresh.transform(inside), fresh.transform(outside)
             logits, learned, other = map(torch.from_numpy, parts)
             return logits, learned, other
 
@@ -306,13 +320,20 @@ class FewShotClassifier(Method):
         return self
 
     def score(self, images: Any, labels: Labels | None = None, sample_weight: Any = None) -> float:
-        """Give the accuracy, 0 to 1; classes are matched by name."""
-        fitted = self.fitted_
-        predicted = self.decision_function(images).argmax(1)
-        if isinstance(images, ImageSet):
-            return accuracy(predicted, self.match(images.class_names)[images.labels])
-        right = read_right(predicted, labels, fitted.class_names, fitted.classes)
-        return float(np.average(right, weights=sample_weight))
+        """Give the accuracy, 0 to 1, of images weighed alike or by `sample_weight` `[N]`; classes are matched
+        by name."""
+        images = plain(images)
+        truth = self._truth(images, labels, strict=False)
+        right = self.logits(images).argmax(1) == truth
+        weights = None if sample_weight is None else check_sample_weight(sample_weight, len(truth))
+        return float(np.average(right, weights=weights))
+
+    def _truth(self, images: Any, labels: Labels | None, strict: bool = True) -> NDArray[np.int64]:
+        """Give each image's class as a row of `classes_`, `[N]`; see `Classes.rows`."""
+        known = self.fitted_.known
+        if isinstance(images, ImageSet) and labels is None:
+            return match_names(images.class_names, known.names)[images.labels]
+        return known.rows(check_count(images, read_marks(labels)), strict=strict)
 
     def match(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Find the row of each name among the fitted classes, by name without regard to case.
@@ -323,77 +344,3 @@ class FewShotClassifier(Method):
             A name is not among them.
         """
         return match_names(names, self.class_names_)
-
-    # -- keeping ---------------------------------------------------------------------------------
-
-    def with_classes(self, class_names: Sequence[str]) -> Self:
-        """Give what was learned to other class names, without any image of them; see `learned`."""
-        return self._as_fitted()._for_classes(
-            self.learned(), self.info(), self.loaded_backbone(), class_names
-        )
-
-    def _for_classes(
-        self, learned: dict[str, Tensor], facts: dict[str, Any], backbone: Backbone, names: Sequence[str]
-    ) -> Self:
-        """Become a classifier for some class names, from what was learned."""
-        self.check_transfer()
-        self.backbone = backbone
-        text = self.text_classifier(tuple(names), None, backbone)
-        self.fitted_ = keeping.for_classes(self, learned, facts, backbone, names, text)
-        return self
-
-    def learned(self) -> dict[str, Tensor]:
-        """Give the tensors that can serve other class names, as `save_learned` writes them.
-
-        Raises a `ParameterError` where there are none: the method knows its classes from their images.
-        """
-        return keeping.learned_tensors(self, self.fitted_)
-
-    def info(self) -> dict[str, Any]:
-        """What is known of the fitted classifier, as a checkpoint stores it."""
-        return self.fitted_.to_facts()
-
-    def save(self, folder: str | Path) -> Path:
-        """Save to a folder: `head.safetensors`, `head.json` and a model card, never the backbone."""
-        facts, tensors = self.info(), self.head_.tensors()
-        if self.calibration_:
-            tensors = tensors | {confidence.MEANS: self.calibration_.means}
-        keeping.restore(self, tensors, facts, None)  # what can't be loaded isn't written
-        checkpoint.write(Path(folder), tensors, facts)
-        return Path(folder)
-
-    def save_learned(self, path: str | Path) -> Path:
-        """Save only what was learned (a context, a matrix), for `handful.load(path, class_names=...)`.
-
-        Raises
-        ------
-        ParameterError
-            The method learns nothing that other class names could use.
-        """
-        learned, facts = self.learned(), self.info()
-        if not learned:
-            raise ParameterError(f"{type(self).__name__} learns nothing apart from its classes: use save.")
-        checkpoint.write_learned(Path(path), learned, facts)
-        return Path(path)
-
-    @classmethod
-    def restore(
-        cls,
-        tensors: dict[str, Tensor],
-        facts: dict[str, Any],
-        backbone: Backbone | None,
-        class_names: Sequence[str] | None = None,
-    ) -> Self:
-        """Build a fitted classifier from a checkpoint; from one of what was learned alone, for some names.
-
-        Raises
-        ------
-        CheckpointError
-            The checkpoint is damaged, of another method, or of another backbone.
-        """
-        facts = {**facts, "parameters": keeping.check_parameters(cls, facts)}
-        clf = cls(backbone=backbone, **facts["parameters"])
-        if class_names is not None and backbone is not None:
-            return clf._for_classes(tensors, facts, backbone, class_names)
-        clf.fitted_ = keeping.restore(clf, tensors, facts, backbone)
-        return clf

@@ -17,7 +17,8 @@ from handful.data.sets import ImageSet
 from handful.errors import DataError, ParameterError
 from handful.estimator import seen
 from handful.estimator.fitted import Fitted
-from handful.estimator.inputs import match_names, read_class_weights
+from handful.estimator.inputs import plain, read_class_weights
+from handful.estimator.labels import match_names
 from handful.estimator.task import Learned, Task
 from handful.features import Features
 
@@ -42,14 +43,24 @@ class Kept:
     """What the support images are called; empty for too many."""
     shots: list[int]
     """Images of each class."""
-    digests: tuple[str, ...] = ()
+    classes: list[Any]
+    """What predict answers with."""
+    given: tuple[str, ...]
+    """The names in the order of integer labels."""
+    digests: tuple[str, ...]
     """Of the support images, `[N]`; "" for one that is unknown."""
 
-    def with_class(self, name: str, text: Tensor) -> Kept:
-        """Add a class without images."""
+    def with_class(self, name: str, written: str, text: Tensor) -> Kept:
+        """Add a class without images, in its place among the sorted ones."""
+        classes, names = [*self.classes, written], (*self.names, name)
+        order = sorted(range(len(classes)), key=classes.__getitem__)
+        place = torch.tensor(order).argsort()
+        shots = [*self.shots, 0]
         return replace(
-            self, names=(*self.names, name), text=torch.cat([self.text, text]), shots=[*self.shots, 0]
-        )
+            self, names=tuple(names[row] for row in order), text=torch.cat([self.text, text])[order],
+            labels=place[self.labels], shots=[shots[row] for row in order],
+            classes=[classes[row] for row in order], given=(*self.given, name),
+        )  # fmt: skip
 
     def with_images(self, row: int, features: Features, items: list[str]) -> Kept:
         """Add images to a class."""
@@ -77,6 +88,8 @@ class Kept:
             self.labels[rest] - (self.labels[rest] > row).long(),
             [item for item, stays in zip(self.items, rest.tolist(), strict=False) if stays],
             [self.shots[number] for number in left],
+            [self.classes[number] for number in left],
+            tuple(name for name in self.given if name != self.names[row]),
             tuple(digest for digest, stays in zip(self.digests, rest.tolist(), strict=True) if stays),
         )
 
@@ -91,8 +104,9 @@ def kept(fitted: Fitted) -> Kept:
     if len(digests) != len(labels):
         digests = ("",) * len(labels)
     return Kept(
-        fitted.class_names, tensors["class_weights"], keys, labels, list(fitted.support), shots, digests
-    )
+        fitted.class_names, tensors["class_weights"], keys, labels.long(), list(fitted.support), shots,
+        fitted.classes.tolist(), fitted.known.given, digests,
+    )  # fmt: skip
 
 
 def add_class(
@@ -100,6 +114,11 @@ def add_class(
 ) -> tuple[Kept, str]:
     """Add a class without images, and give its name as it is now."""
     now, names = kept(fitted), check_names([*fitted.class_names, name])
+    if fitted.known.are_integers:
+        raise DataError(
+            f"This classifier answers with integers, {now.classes[:8]}, and {name!r} has none. Fit it again "
+            "with class names as labels."
+        )
     if class_weight is not None:
         text = read_class_weights([class_weight], 1)
     elif fitted.templates:
@@ -111,7 +130,7 @@ def add_class(
         )
     if text.shape[1] != now.text.shape[1]:
         raise DataError(f"Got a class weight {text.shape[1]} wide, expected {now.text.shape[1]}.")
-    return now.with_class(names[-1], text), names[-1]
+    return now.with_class(names[-1], name, text), names[-1]
 
 
 def add_images(now: Kept, name: str, images: Any, encode: Encode) -> Kept:
@@ -125,7 +144,7 @@ def add_images(now: Kept, name: str, images: Any, encode: Encode) -> Kept:
                 f"Got an ImageSet with images of {found}, expected only {now.names[row]!r}: add the images "
                 "of one class at a time."
             )
-    features = encode(images)
+    features = encode(plain(images))
     if features.values.shape[-1] != now.text.shape[1]:
         raise DataError(f"Got features {features.values.shape[-1]} wide, expected {now.text.shape[1]}.")
     return now.with_images(row, features, item_names(images, len(features), next_number(now.items)))
@@ -148,11 +167,13 @@ def task_of(fitted: Fitted, now: Kept, backbone: Backbone | None) -> Task:
 
 def refitted(fitted: Fitted, now: Kept, learned: Learned) -> Fitted:
     """Give the fit of a support set that was changed."""
+    order = () if now.given == now.names else now.given
     fresh = replace(
         fitted, head=learned.head, selection=learned.selection, selected=learned.selected,
-        notes=learned.notes, losses=learned.losses, class_names=now.names, classes=np.array(now.names),
-        shots=tuple(now.shots), support=tuple(now.items), learned_on=(), draw=None, scores=(),
-        calibration=None, digests=seen.keep(now.digests, fitted.digests.get(seen.VALIDATION, ())),
+        notes=learned.notes, losses=learned.losses, class_names=now.names, classes=np.array(now.classes),
+        label_order=order, shots=tuple(now.shots), support=tuple(now.items), learned_on=(), draw=None,
+        scores=(), calibration=None,
+        digests=seen.keep(now.digests, fitted.digests.get(seen.VALIDATION, ())),
     )  # fmt: skip
     if fitted.calibration:
         return fresh.noting("It was calibrated on another support set: call calibrate again.")

@@ -59,7 +59,7 @@ def explain(fitted: Fitted, x: Tensor, top: int) -> Explanation:
     best = logits == others[0]
     margins = logits - torch.where(best, others[-1], others[0])
     order = margins.argsort(descending=True, stable=True).tolist()
-    names = [str(name) for name in fitted.classes]
+    names = list(fitted.class_names)
     return Explanation(
         names[order[0]],
         float(probabilities(logits, fitted.calibration)[order[0]]),

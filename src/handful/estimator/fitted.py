@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.data.names import check_names
+from handful.data.names import check_names, clean_name
 from handful.errors import CheckpointError, DataError, FingerprintError, NotFitted
 from handful.estimator.confidence import Calibration, read_calibration
+from handful.estimator.labels import Classes
 from handful.estimator.seen import Digests, check_digests
 from handful.heads import Head
 from handful.types import Selection
@@ -25,9 +27,11 @@ from handful.types import Selection
 VERSIONS_OF = ("handful", "torch", "open_clip_torch", "scikit-learn")
 RECORDED: dict[str, type] = {
     "selected": dict, "notes": list, "shots": list, "support": list, "learned_on": list, "templates": list,
-    "draw": dict, "scores": list, "digests": dict,
+    "draw": dict, "scores": list, "label_order": list, "digests": dict,
 }  # fmt: skip
 """Fields that a checkpoint holds as they are, and what they are in JSON."""
+LEFT_OUT = ("scores", "label_order", "digests")
+"""Those that a checkpoint without them lacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,10 @@ class Fitted:
     backbone, fingerprint
         The backbone as it was given, or its name; and the hash that its features must have, empty if unknown.
     class_names, classes
-        C names in label order; and what predict answers with, `[C]`.
+        C names in the order of the head's rows; and what predict answers with, `[C]`, in that order: sorted,
+        but for what earlier versions saved.
+    label_order
+        The names as they were given, where that is another order: integer labels are rows of it.
     head
         What stays: see `handful.heads`.
     selection, selected
@@ -78,6 +85,7 @@ class Fitted:
     class_names: tuple[str, ...]
     classes: NDArray[Any] = field(compare=False)
     head: Head = field(compare=False, repr=False)
+    label_order: tuple[str, ...] = ()
     selection: Selection = "fixed"
     selected: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -93,6 +101,11 @@ class Fitted:
     digests: Digests = field(default_factory=dict, repr=False)
 
     @property
+    def known(self) -> Classes:
+        """The classes, which say the row of a label."""
+        return Classes(self.class_names, self.classes, self.label_order or self.class_names)
+
+    @property
     def temperature(self) -> float:
         """What logits are divided by: 1 unless `calibrate` found another."""
         return self.calibration.temperature if self.calibration else 1.0
@@ -104,9 +117,7 @@ class Fitted:
     def to_facts(self) -> dict[str, Any]:
         """Give what is known, as a checkpoint's `head.json` stores it."""
         recorded = {name: as_json(kind(getattr(self, name) or ())) for name, kind in RECORDED.items()}
-        for name in ("scores", "digests"):
-            if not recorded[name]:
-                recorded.pop(name)
+        recorded = {name: value for name, value in recorded.items() if value or name not in LEFT_OUT}
         return {
             "method": self.method,
             "parameters": as_json(dict(self.parameters)),
@@ -183,11 +194,19 @@ class FittedAttribute:
             raise AttributeError("fitted_")
         found: Fitted | None = vars(estimator).get("fitted_")
         if found is None:
-            raise NotFitted(f"This {type(estimator).__name__} is not fitted. Call fit(images, labels) first.")
+            raise _not_fitted(
+                f"This {type(estimator).__name__} is not fitted. Call fit(images, labels) first."
+            )
         return found
 
     def __set__(self, estimator: Any, value: Fitted) -> None:
         vars(estimator)["fitted_"] = value
+
+
+def _not_fitted(message: str) -> NotFitted:
+    """Give the error; where scikit-learn is in use, which is slow to import, it is scikit-learn's too."""
+    theirs = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", None)
+    return type("NotFitted", (NotFitted, theirs), {})(message) if theirs else NotFitted(message)
 
 
 def from_fit() -> Any:
@@ -215,9 +234,14 @@ def read_classes(facts: dict[str, Any]) -> NDArray[Any]:
         clean = names == list(check_names(names, normalise=False))
     except DataError as error:
         raise CheckpointError(f"The class names are damaged: {error}") from error
-    one_kind = isinstance(classes, list) and {type(value) for value in classes} in ({str}, {int})
-    found = np.array(classes) if one_kind and list(map(str, classes)) == names else np.array([])
-    if not clean or found.dtype.kind not in "iuU":
+    one_kind = isinstance(classes, list) and {type(value) for value in classes} in ({str}, {int}, {bool})
+    found = np.array(classes) if one_kind else np.array([])
+    if one_kind and found.dtype.kind in "iub" and facts["parameters"].get("class_names"):
+        same = len(set(classes)) == len(names)  # as scikit-learn encoded them
+    else:
+        same = one_kind and (classes == names or [clean_name(str(value)) for value in classes] == names)
+    order = facts.get("label_order") or names
+    if not clean or not same or not isinstance(order, list) or sorted(map(str, order)) != sorted(names):
         raise CheckpointError("Expected class names as fit writes them, and the same as classes.")
     return found
 

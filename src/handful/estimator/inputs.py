@@ -1,9 +1,10 @@
-"""What people give, made plain: images as features or pixels, labels as rows, class weights as unit rows."""
+"""What people give, made plain: images as features or pixels, class weights as unit rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.data.names import check_names, name_key
 from handful.data.sets import ImageSet
 from handful.errors import DataError, FingerprintError, check_integer, unexpected
+from handful.estimator.labels import Classes, match_names
 from handful.estimator.task import Source, Validation
 from handful.features import CROP_SCALE, Features, Part, encode, stream, stream_pixels
 from handful.features.online import Online
 from handful.features.views import InputStage, Keep, Views
 from handful.heads import Head
-from handful.types import ImageLike, Labels
+from handful.types import ImageLike
 
 PREDICT_BATCH = 4096
 """Given features that a head reads together."""
@@ -82,23 +83,22 @@ class ImageReader:
             raise DataError(f"{self.name} reads no cached features: give views, a number.")
         return found
 
-    def validation(self, given: Any, names: tuple[str, ...], classes: NDArray[Any], width: int) -> Validation:
+    def validation(self, given: Any, classes: Classes, width: int) -> Validation:
         """Encode validation images as for testing, and find their rows."""
         if isinstance(given, ImageSet):
-            images, rows = given, torch.from_numpy(match_names(given.class_names, names)[given.labels])
+            images, rows = given, match_names(given.class_names, classes.names)[given.labels]
         elif isinstance(given, tuple) and len(given) == 2:
-            images, rows = given[0], match_labels(given[1], names, classes)
+            images, rows = plain(given[0]), classes.rows(given[1], "validation labels")
         else:
             raise unexpected("validation", type(given).__name__, "an ImageSet, or (images, labels)")
-        plain = replace(self, views=0, stage=None)
-        read = plain.features(images)
+        read = replace(self, views=0, stage=None).features(images)
         features = read.pooled()
         if len(features) != len(rows) or (width and features.shape[1] != width):
             raise DataError(
                 f"Got validation features of shape {list(features.shape)} and {len(rows)} labels, expected "
                 f"as many, {width} wide."
             )
-        return Validation(features, rows, digests=read.digests)
+        return Validation(features, torch.from_numpy(rows), digests=read.digests)
 
     def query(self, images: Any, head: Head) -> Iterator[Part]:
         """Read images to classify, in parts, as what the head needs of them: `values [n, ...]`."""
@@ -165,73 +165,49 @@ def as_items(images: Any) -> tuple[ImageLike, ...]:
     return tuple(images.items if isinstance(images, ImageSet) else images)
 
 
+def plain(images: Any) -> Any:
+    """Give an array for a column or table of pandas or polars, and for lists of lists of numbers; features as
+    floating point.
+
+    Raises
+    ------
+    DataError
+        It is sparse, the features of one image as no row, or a table of something else than numbers.
+    """
+    if hasattr(images, "tocsr"):
+        raise DataError("Got a sparse matrix, expected features as an array [N, E]: images.toarray().")
+    if isinstance(images, list | tuple) and images and all(map(_is_vector, images)):
+        return np.array(images, dtype=np.float64) if len(set(map(len, images))) == 1 else images
+    known = isinstance(images, np.ndarray | Tensor) or hasattr(images, "getexif")
+    images = np.asarray(images) if hasattr(images, "__array__") and not known else images
+    if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "fiuc":
+        raise DataError(
+            f"Got an array of shape {images.shape}, expected features [N, E]. Reshape your data: "
+            "images.reshape(1, -1) is one image."
+        )
+    wide = isinstance(images, np.ndarray) and images.ndim == 2
+    if wide and images.shape[1] == 1 and len(images) and isinstance(images[0, 0], str | Path):
+        return images[:, 0]  # a table with one column, of paths
+    if wide and images.dtype.kind in "iOU" and images.dtype.itemsize > 2:  # narrower ones may be an image
+        try:
+            return images.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"Got features that are no numbers: {error}. Of a table with paths give their column."
+            ) from error
+    return images
+
+
+def _is_vector(item: object) -> bool:
+    """Whether an item is a list of numbers."""
+    return isinstance(item, list | tuple) and len(item) > 0 and all(isinstance(one, Real) for one in item)
+
+
 def is_encoded(images: object) -> bool:
     """Whether images come as features: `Features`, or an array `[N, E]` that holds no bytes."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim == 2 and images.dtype not in (np.uint8, torch.uint8)
     return isinstance(images, Features)
-
-
-def read_labels(
-    images: object, labels: Labels | None, class_names: Sequence[str] | None, uses_text: bool
-) -> tuple[tuple[str, ...], Tensor, NDArray[Any]]:
-    """Give class names, labels `[N]` as rows of them, and what predict answers with `[C]`."""
-    if isinstance(images, ImageSet):
-        if labels is not None or class_names is not None:
-            raise DataError("An ImageSet has its own labels and class names: give neither beside it.")
-        names = check_names(images.class_names)
-        return names, torch.as_tensor(images.labels), np.array(names)
-    if images is None:
-        if class_names is None:
-            raise DataError("Got neither images nor class_names: nothing to fit.")
-        names = check_names(class_names)
-        return names, torch.zeros(0, dtype=torch.int64), np.array(names)
-    if labels is None:
-        raise DataError("Got images without labels. Give labels, or an ImageSet.")
-    marks = np.asarray(labels)
-    count = len(images) if hasattr(images, "__len__") else None
-    if marks.ndim != 1 or (count is not None and count != len(marks)) or not len(marks):
-        raise DataError(f"Got {count} images and labels of shape {marks.shape}, expected one each.")
-    if marks.dtype.kind in "iu" and class_names is None and not uses_text:
-        values, rows = np.unique(marks, return_inverse=True)
-        return tuple(map(str, values)), torch.as_tensor(rows), values
-    paired = ImageSet.from_lists(range(len(marks)), marks.tolist(), class_names)  # type: ignore[arg-type]
-    return paired.class_names, torch.as_tensor(paired.labels), np.array(paired.class_names)
-
-
-def match_names(wanted: Sequence[object], names: Sequence[str]) -> NDArray[np.int64]:
-    """Find the row of each name among the fitted classes, whatever its capitals and the encoding of accents.
-
-    Raises
-    ------
-    DataError
-        A name is not among them.
-    """
-    row_of = {name_key(name): row for row, name in enumerate(names)}
-    row_of |= {name: row for row, name in enumerate(names)}  # as older versions saved them
-    cleaned = [str(name) if str(name) in row_of else name_key(str(name)) for name in wanted]
-    unknown = [name for name, clean in zip(wanted, cleaned, strict=True) if clean not in row_of]
-    if unknown:
-        raise DataError(
-            f"Got classes that this classifier does not know: {unknown[:8]}. It knows "
-            f"{list(names)[:8]}{'...' if len(names) > 8 else ''}."
-        )
-    return np.array([row_of[clean] for clean in cleaned], dtype=np.int64)
-
-
-def match_labels(labels: Labels, names: Sequence[str], classes: NDArray[Any]) -> Tensor:
-    """Give rows of the fitted classes `[N]` for labels: names, rows, or the integers of `classes`."""
-    try:
-        marks = np.asarray(labels)
-    except ValueError as error:
-        raise DataError(f"Got validation labels that are no list of labels: {error}.") from error
-    if marks.ndim != 1 or not len(marks):
-        raise DataError(f"Got validation labels of shape {marks.shape}, expected [N], at least one.")
-    if classes.dtype.kind in "iu" or marks.dtype.kind not in "iu":
-        return torch.from_numpy(match_names(marks.tolist(), names))
-    if not (len(marks) and marks.min() >= 0 and marks.max() < len(names)):
-        raise DataError(f"Got integer labels that leave 0 to {len(names) - 1}, or none.")
-    return torch.from_numpy(marks.astype(np.int64))
 
 
 def read_class_weights(given: Any, classes: int) -> Tensor:
@@ -246,36 +222,6 @@ def read_class_weights(given: Any, classes: int) -> Tensor:
     if weights.ndim != 2 or len(weights) != classes:
         raise DataError(f"Got class_weights of shape {list(weights.shape)}, expected [{classes}, E].")
     return torch.nn.functional.normalize(weights, dim=-1)
-
-
-def read_truth(
-    images: Any, labels: Labels | None, names: tuple[str, ...], classes: NDArray[Any]
-) -> NDArray[np.int64]:
-    """Give each image's class as a row of the fitted classes, `[N]`."""
-    if isinstance(images, ImageSet):
-        return match_names(images.class_names, names)[images.labels]
-    if labels is None:
-        raise DataError("Got images without labels. Give labels, or an ImageSet.")
-    rows: NDArray[np.int64] = match_labels(labels, names, classes).numpy()
-    if not hasattr(images, "__len__") or len(images) != len(rows):
-        raise DataError(f"Got {len(rows)} labels, expected one for each image.")
-    return rows
-
-
-def read_right(
-    predicted: NDArray[np.int64], labels: Labels | None, names: tuple[str, ...], classes: NDArray[Any]
-) -> NDArray[np.bool_]:
-    """Say which predicted rows `[N]` are right, for labels in any form that `fit` takes."""
-    if labels is None:
-        raise DataError("Got images without labels. Give labels, or an ImageSet.")
-    marks = np.asarray(labels)
-    if marks.shape != predicted.shape:
-        raise DataError(f"Got {len(predicted)} images and labels of shape {marks.shape}, expected one each.")
-    if classes.dtype.kind in "iu":
-        return np.asarray(classes[predicted] == marks)
-    if marks.dtype.kind in "iu" and marks.min() >= 0 and marks.max() < len(names):
-        return predicted == marks
-    return predicted == match_names(marks.tolist(), names)
 
 
 def choose_items(images: Any, rows: NDArray[Any]) -> Any:

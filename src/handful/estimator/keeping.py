@@ -6,17 +6,20 @@ import hashlib
 import inspect
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from handful import checkpoint
 from handful.backbones import Backbone
-from handful.data.names import check_names, clean_name
+from handful.data.names import clean_name
 from handful.errors import CheckpointError, ParameterError
 from handful.estimator.confidence import MEANS
 from handful.estimator.fitted import VERSIONS_OF, Fitted, check_facts, read_classes
+from handful.estimator.labels import Classes
 from handful.estimator.method import Method
 from handful.estimator.task import Task
 from handful.heads import Head, HeadContext, check_head, expect, without_class_weights
@@ -58,7 +61,7 @@ def checked(head: Head, method: Method, class_names: tuple[str, ...]) -> Head:
     return head
 
 
-def restore(
+def restored(
     method: Method, tensors: dict[str, Tensor], facts: dict[str, Any], backbone: Backbone | None
 ) -> Fitted:
     """Build a fit from what `checkpoint.read` gave.
@@ -94,11 +97,11 @@ def for_classes(
     learned: dict[str, Tensor],
     facts: dict[str, Any],
     backbone: Backbone,
-    class_names: Sequence[str],
+    classes: Classes,
     class_weights: Tensor | None,
 ) -> Fitted:
     """Build a fit for some class names from what was learned on others, and saved alone or not."""
-    names, before = check_names(class_names), facts["class_names"]
+    names, before = classes.names, facts["class_names"]
     check_facts(facts, backbone)
     if not before or not all(isinstance(name, str) for name in before):
         raise CheckpointError(f"Expected the class names it was learned on, got {before!r}.")
@@ -107,13 +110,18 @@ def for_classes(
     method.check_transfer()
     expect(learned, method.learned_shapes(len(names), backbone))
     learned_on = facts.get("learned_on") or []
-    if learned and list(names) != list(map(clean_name, before)):
+    cleaned = list(map(clean_name, before))
+    same = sorted(names) == sorted(cleaned)
+    if learned and not same:
         learned_on = learned_on or before
     shots = facts.get("shots") or []
-    if len(shots) != len(learned_on or names):
-        shots = []  # of names that were replaced, and nothing was learned on them
+    if not learned_on and shots:  # of names that were replaced, and nothing was learned on them: none
+        shots = [shots[cleaned.index(name)] for name in names] if same and len(shots) == len(names) else []
     task = Task(None, torch.zeros(0, dtype=torch.int64), names, class_weights, backbone.scale, backbone)
-    own = {"class_names": list(names), "classes": list(names), "learned_on": learned_on, "shots": shots}
+    own = {
+        "class_names": list(names), "classes": classes.labels.tolist(), "learned_on": learned_on,
+        "shots": shots, "label_order": classes.label_order,
+    }  # fmt: skip
     unknown: dict[str, Any] = {"calibration": None, "scores": []}  # of other classes
     return Fitted.from_facts({**facts, **own, **unknown}, method.build(task, learned), backbone)
 
@@ -159,3 +167,84 @@ def _digest(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
     return repr(value)
+
+
+class Keeping(Method):
+    """A fitted classifier that is saved and built again, for its own class names or for others."""
+
+    def with_classes(self, class_names: Sequence[str]) -> Self:
+        """Give what was learned to other class names, without any image of them; see `learned`."""
+        return self._as_fitted()._for_classes(
+            self.learned(), self.info(), self.loaded_backbone(), class_names
+        )
+
+    def _for_classes(
+        self, learned: dict[str, Tensor], facts: dict[str, Any], backbone: Backbone, names: Sequence[str]
+    ) -> Self:
+        """Become a classifier for some class names, from what was learned."""
+        self.check_transfer()
+        self.backbone = backbone
+        classes = Classes.of_names(names)
+        text = self.text_classifier(classes.names, None, backbone)
+        self.fitted_ = for_classes(self, learned, facts, backbone, classes, text)
+        return self
+
+    def learned(self) -> dict[str, Tensor]:
+        """Give the tensors that can serve other class names, as `save_learned` writes them.
+
+        Raises a `ParameterError` where there are none: the method knows its classes from their images.
+        """
+        return learned_tensors(self, self.fitted_)
+
+    def info(self) -> dict[str, Any]:
+        """What is known of the fitted classifier, as a checkpoint stores it."""
+        return self.fitted_.to_facts()
+
+    def save(self, folder: str | Path) -> Path:
+        """Save to a folder: `head.safetensors`, `head.json` and a model card, never the backbone."""
+        facts, tensors = self.info(), self.head_.tensors()
+        if self.calibration_:
+            tensors = tensors | {MEANS: self.calibration_.means}
+        restored(self, tensors, facts, None)  # what can't be loaded isn't written
+        checkpoint.write(Path(folder), tensors, facts)
+        return Path(folder)
+
+    def save_learned(self, path: str | Path) -> Path:
+        """Save only what was learned (a context, a matrix), for `handful.load(path, class_names=...)`.
+
+        Raises
+        ------
+        ParameterError
+            The method learns nothing that other class names could use.
+        """
+        learned, facts = self.learned(), self.info()
+        if not learned:
+            raise ParameterError(f"{type(self).__name__} learns nothing apart from its classes: use save.")
+        checkpoint.write_learned(Path(path), learned, facts)
+        return Path(path)
+
+    @classmethod
+    def restore(
+        cls,
+        tensors: dict[str, Tensor],
+        facts: dict[str, Any],
+        backbone: Backbone | None,
+        class_names: Sequence[str] | None = None,
+    ) -> Self:
+        """Build a fitted classifier from a checkpoint; from one of what was learned alone, for some names.
+
+        Raises
+        ------
+        CheckpointError
+            The checkpoint is damaged, of another method, or of another backbone.
+        """
+        facts = {**facts, "parameters": check_parameters(cls, facts)}
+        clf = cls(backbone=backbone, **facts["parameters"])
+        if class_names is not None and backbone is not None:
+            return clf._for_classes(tensors, facts, backbone, class_names)
+        clf.fitted_ = restored(clf, tensors, facts, backbone)
+        return clf
+
+    def _as_fitted(self) -> Self:
+        """Give an unfitted twin with the parameters of the fit, whatever was set since."""
+        return type(self)(backbone=self.fitted_.backbone, **self.fitted_.parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -16,7 +16,7 @@ from handful.data.images import refuse_unreadable
 from handful.errors import FingerprintError, ParameterError, unexpected
 from handful.estimator.confidence import Answer, Calibration, classify
 from handful.estimator.fitted import Fitted, FittedAttribute, from_fit
-from handful.estimator.inputs import PREDICT_BATCH, ImageReader, as_items, read_class_weights
+from handful.estimator.inputs import PREDICT_BATCH, ImageReader, as_items, plain, read_class_weights
 from handful.estimator.parameters import Parameters
 from handful.estimator.task import Learned, Task
 from handful.features import CROP_SCALE, Part
@@ -36,9 +36,10 @@ class Method(Parameters):
         What the last fit found: one frozen value (`handful.estimator.fitted.Fitted`). To change it, assign
         `dataclasses.replace(clf.fitted_, ...)`.
     classes_
-        `[C]`, what `predict` gives: class names, or the integers that `fit` was given.
+        `[C]`, what `predict` gives, sorted: names as they were written, or the integers that `fit` was
+        given. The columns of every answer are in this order.
     class_names_
-        Names of the classes in label order.
+        Names of the classes, in the same order, as prompts have them.
     head_
         What stays: see `handful.heads`.
     selection_
@@ -72,6 +73,7 @@ class Method(Parameters):
 
     backbone: Backbone | str | None
     selection: Selection = "fixed"
+    class_names: Sequence[str] | None = None
     cache: Any = "auto"
 
     fitted_ = FittedAttribute()
@@ -237,7 +239,7 @@ class Method(Parameters):
         """Give what the head needs of images as it is read, with the images that can't be."""
         fitted = self.fitted_
         return replace(self.reader(self.fitted_backbone), fingerprint=fitted.fingerprint).query(
-            images, fitted.head
+            plain(images), fitted.head
         )
 
     def stream(self, images: Any, unknown: float | str | None = None) -> Iterator[tuple[Part, Answer]]:

@@ -10,6 +10,9 @@ from typing import Any, Self
 
 from handful.errors import unexpected
 
+ROUTED = {"fit": ("class_names", "class_weights", "validation"), "score": ("sample_weight",)}
+"""Arguments of methods, beside images and labels, that scikit-learn's metadata routing may pass on."""
+
 
 class Parameters:
     """What `__init__` takes is read and set by name; an `__init__` stores its parameters and does no more."""
@@ -40,16 +43,51 @@ class Parameters:
 
     def __sklearn_tags__(self) -> Any:
         """Say to scikit-learn that this is a classifier of several classes, and what it reads."""
-        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags, TransformerTags
 
         return Tags(
             estimator_type="classifier",
             target_tags=TargetTags(required=True),
-            transformer_tags=None,
+            transformer_tags=TransformerTags(preserves_dtype=[]),
             classifier_tags=ClassifierTags(),
             regressor_tags=None,
             input_tags=InputTags(two_d_array=True),
         )
+
+    def get_metadata_routing(self) -> Any:
+        """Say to scikit-learn which arguments meta-estimators pass on; see `set_fit_request`."""
+        from sklearn.utils.metadata_routing import MetadataRequest
+
+        asked = vars(self).get("_metadata_request")
+        if asked is None:
+            asked = MetadataRequest(owner=self)
+            for method, names in ROUTED.items():
+                for name in names:
+                    getattr(asked, method).add_request(param=name, alias=None)
+        return asked
+
+    def set_fit_request(self, **requests: bool | str | None) -> Self:
+        """Ask for arguments of `fit` by scikit-learn's metadata routing: `class_weights=True`.
+
+        Raises
+        ------
+        ParameterError
+            `fit` has no such argument.
+        """
+        return self._ask("fit", requests)
+
+    def set_score_request(self, **requests: bool | str | None) -> Self:
+        """Ask for arguments of `score` by scikit-learn's metadata routing: `sample_weight=True`."""
+        return self._ask("score", requests)
+
+    def _ask(self, method: str, requests: dict[str, bool | str | None]) -> Self:
+        asked = self.get_metadata_routing()
+        for name, alias in requests.items():
+            if name not in ROUTED[method]:
+                raise unexpected("request", name, f"one of {list(ROUTED[method])}, arguments of {method}")
+            getattr(asked, method).add_request(param=name, alias=alias)
+        vars(self)["_metadata_request"] = asked  # where `sklearn.clone` looks for it
+        return self
 
     def __repr__(self) -> str:
         """Write the parameters that are not the default."""

@@ -88,10 +88,15 @@ def ask(
     return Answers(
         own.argmax(1).numpy(),
         probabilities(own, calibration).double().numpy(),
-        check_logits(torch.cat(plain)).argmax(1).numpy() if plain else np.empty(0, dtype=np.int64),
+        _rows(clf, zero, torch.cat(plain)) if zero and plain else np.empty(0, dtype=np.int64),
         torch.cat(familiarity).double().numpy() if familiarity else None,
         tuple(digests),
     )
+
+
+def _rows(clf: FewShotClassifier, zero: ZeroShot, logits: Tensor) -> NDArray[np.int64]:
+    """Give zero-shot's answers `[N]` as rows of a classifier: an older version ordered them otherwise."""
+    return clf.match(zero.class_names_)[check_logits(logits).argmax(1).numpy()]
 
 
 def zero_shot_beside(clf: FewShotClassifier) -> ZeroShot:

@@ -13,7 +13,8 @@ from handful.data import ImageSet
 from handful.data.images import is_file
 from handful.errors import DataError, unexpected
 from handful.estimator import FewShotClassifier
-from handful.estimator.inputs import as_items, is_encoded, match_labels
+from handful.estimator.inputs import as_items, is_encoded
+from handful.estimator.labels import read_marks
 from handful.types import ImageLike, Labels
 
 OtherClasses = Literal["raise", "skip", "unknown"]
@@ -78,15 +79,12 @@ def _labelled(clf: FewShotClassifier, images: Any, labels: Labels | None) -> Ima
     """Pair images with their labels: names, or the integers that `fit` takes."""
     if is_encoded(images):
         raise DataError("Got features, expected images: what a classifier has seen is known by its images.")
-    if labels is None:
-        raise DataError("Got images without labels. Give labels, or an ImageSet.")
-    items, marks = as_items(images), np.asarray(labels)
+    items, marks = as_items(images), read_marks(labels)
     if not len(items):
         raise DataError("Got no images, expected at least one of each class.")
-    if marks.dtype.kind not in "iu":
+    if marks.dtype.kind == "U":
         return ImageSet.from_lists(items, marks.tolist())
-    names = clf.class_names_
-    return ImageSet(items, match_labels(labels, names, clf.classes_).numpy(), names)
+    return ImageSet(items, clf.fitted_.known.rows(marks), clf.class_names_)
 
 
 def _match(clf: FewShotClassifier, names: Sequence[str]) -> list[int]:

@@ -54,7 +54,7 @@ class Features:
     @classmethod
     def from_array(cls, values: Any, fingerprint: str = "") -> Features:
         """Take features `[N, E]` or `[N, V, E]` that were computed elsewhere."""
-        tensor = torch.as_tensor(np.asarray(values) if not isinstance(values, Tensor) else values)
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(_as_numbers(values))
         if tensor.ndim not in (2, 3) or 0 in tensor.shape[1:] or not tensor.dtype.is_floating_point:
             raise DataError(
                 f"Got features of shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected "
@@ -92,6 +92,21 @@ class Features:
         chosen = self.values[rows]
         views = torch.randint(chosen.shape[1], (len(rows),), generator=generator)
         return chosen[torch.arange(len(rows)), views]
+
+
+def _as_numbers(values: Any) -> np.ndarray[Any, Any]:
+    """Give an array of numbers that torch may share: one that is read-only is copied."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        reason = "Complex data not supported: got" if array.dtype.kind == "c" else "Got"
+        raise DataError(
+            f"{reason} features of dtype {array.dtype}, expected floating point [N, E] or [N, V, E]."
+        )
+    if array.ndim > 1 and not array.shape[1]:
+        raise DataError(
+            f"Got features with 0 feature(s) (shape={array.shape}) while a minimum of 1 is required."
+        )
+    return array if array.flags.writeable else array.copy()
 
 
 def encode(

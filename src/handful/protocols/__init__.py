@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
@@ -58,16 +59,16 @@ def fit(method: FewShotClassifier, draw: Draw) -> FewShotClassifier:
 
 
 def answer(clf: FewShotClassifier, images: ImageSet) -> NDArray[Any]:
-    """Give logits `[N, C]` of images among their set's own class names.
+    """Give logits `[N, C]` of images among their set's own class names, but for a term of each image's own.
 
     Raises
     ------
     ParameterError
         The method knows its classes from their images, and the set has others.
     """
-    known = {name_key(name): row for row, name in enumerate(clf.class_names_)}
-    rows = [known.get(name_key(name), -1) for name in images.class_names]
-    if min(rows) < 0:
-        return clf.with_classes(images.class_names).decision_function(images)
-    logits: NDArray[Any] = clf.decision_function(images)
-    return logits[:, rows]
+    known = set(map(name_key, clf.class_names_))
+    if not known.issuperset(map(name_key, images.class_names)):
+        clf = clf.with_classes(images.class_names)
+    found = clf.decision_function(images)
+    logits: NDArray[Any] = np.stack([-found / 2, found / 2], 1) if found.ndim == 1 else found
+    return logits[:, clf.match(images.class_names)]

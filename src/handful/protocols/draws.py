@@ -136,7 +136,7 @@ def cross_category(
     """
     train, test = data.part("train"), data.part("test")
     zero = ZeroShot(backbone, templates=data.templates).fit(class_names=train.class_names)
-    rows = zero.decision_function(train).argmax(1)
+    rows = zero.logits(train)[:, zero.match(train.class_names)].argmax(1)
     right = per_class_accuracy(rows, train.labels, len(train.class_names))
     order = np.argsort(-np.nan_to_num(right), kind="stable").tolist()
     count = int(EASY * len(order))

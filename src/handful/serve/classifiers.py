@@ -66,7 +66,7 @@ def describe(clf: FewShotClassifier) -> dict[str, Any]:
     """Say what a classifier is, as `GET /models` answers."""
     return {
         "method": clf.method,
-        "classes": [str(label) for label in clf.classes_],
+        "classes": list(clf.class_names_),
         "online": clf.method in ONLINE,
         "selection": clf.selection_,
         "calibration": clf.calibration_.facts() if clf.calibration_ else None,
@@ -92,7 +92,7 @@ def predict(name: str, clf: FewShotClassifier, inputs: Tensor) -> list[Predictio
 def best_classes(clf: FewShotClassifier, prediction: Prediction, top: int) -> list[tuple[str, float]]:
     """Give the `top` most probable classes with their probabilities, best first."""
     order = prediction.probabilities.argsort(descending=True)[:top].tolist()
-    return [(str(clf.classes_[row]), float(prediction.probabilities[row])) for row in order]
+    return [(clf.class_names_[row], float(prediction.probabilities[row])) for row in order]
 
 
 def _unknown(clf: FewShotClassifier) -> Literal["auto"] | None:
@@ -179,7 +179,7 @@ def parameters_of(clf: FewShotClassifier, methods: Sequence[str]) -> dict[str, d
 def support_of(
     clf: FewShotClassifier, methods: Sequence[str], max_images: int
 ) -> dict[str, list[tuple[str, Tensor]]]:
-    """Give each class's support images: their titles and features `[E]`.
+    """Give each class's support images: their titles and features `[E]`. Classes are in the order given.
 
     Raises
     ------
@@ -193,9 +193,10 @@ def support_of(
     if len(keys) > max_images:
         raise DataError(f"It has {len(keys)} images, a draft may have {max_images}.")
     titles = [*clf.support_, *(f"image {row}" for row in range(len(clf.support_), len(keys)))]
+    known = clf.fitted_.known
     return {
-        name: [(titles[at], keys[at]) for at in (labels == row).nonzero()[:, 0].tolist()]
-        for row, name in enumerate(clf.class_names_)
+        name: [(titles[at], keys[at]) for at in (labels == known.names.index(name)).nonzero()[:, 0].tolist()]
+        for name in known.given
     }
 
 

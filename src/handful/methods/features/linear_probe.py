@@ -48,6 +48,8 @@ class LinearProbe(FewShotClassifier):
     balance
         Whether classes count alike where they have unequal numbers of images: the cross-entropy is then the
         mean over classes of its mean over their images. The constraint is a mean over classes as it is.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "linear-probe"
@@ -63,9 +65,16 @@ class LinearProbe(FewShotClassifier):
         views: int = 0,
         seed: int = 0,
         balance: bool = True,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.strength, self.templates = backbone, strength, templates
         self.max_iter, self.views, self.seed, self.balance = max_iter, views, seed, balance
+        self.class_names = class_names
+
+    @property
+    def n_iter_(self) -> int:
+        """Steps that the last fit took, at most `max_iter`."""
+        return len(self.losses_)
 
     def learn(self, task: Task) -> Learned:
         """Find the minimum."""

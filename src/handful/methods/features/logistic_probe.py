@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -46,6 +46,8 @@ class LogisticProbe(FewShotClassifier):
     balance
         Whether classes count alike where they have unequal numbers of images: the loss is weighted as by
         scikit-learn's `class_weight="balanced"`, and C is searched for the mean accuracy over classes.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "logistic-probe"
@@ -63,16 +65,21 @@ class LogisticProbe(FewShotClassifier):
         views: int = 0,
         seed: int = 0,
         balance: bool = True,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.C, self.selection = backbone, C, selection
         self.folds, self.views, self.seed, self.balance = folds, views, seed, balance
+        self.class_names = class_names
 
     def learn(self, task: Task) -> Learned:
         """Choose C, then fit on the whole support set."""
         c, count = check_number("C", self.C, 0, above=True), check_integer("folds", self.folds, 2)
         x, y = task.features.values.numpy(), task.labels.numpy()  # [N, V, E], [N]
         if len(np.unique(y)) < 2:
-            raise unexpected("labels", sorted(set(y.tolist())), "images of at least two classes")
+            raise unexpected(
+                "labels", sorted(set(y.tolist())), "images of at least two classes",
+                "Of one class there is nothing to learn.",
+            )  # fmt: skip
 
         balance = task.weights is not None
 

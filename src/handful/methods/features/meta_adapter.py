@@ -120,6 +120,8 @@ class MetaAdapter(FewShotClassifier):
         Augmented views behind each support vector; the published recipe takes 10.
     seed
         Of the views.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "meta-adapter"
@@ -134,9 +136,11 @@ class MetaAdapter(FewShotClassifier):
         templates: str | Sequence[str] = "default",
         views: int = 0,
         seed: int = 0,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.refiner, self.templates = backbone, refiner, templates
         self.views, self.seed = views, seed
+        self.class_names = class_names
 
     def network(self, task: Task) -> Refiner:
         """Load the network that serves a task's features."""

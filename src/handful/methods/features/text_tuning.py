@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -55,6 +56,8 @@ class TextTuning(FewShotClassifier):
         Of the text classifier that is tuned.
     epochs, lr, batch_size, views, training, seed, balance
         As for CoOp.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "text-tuning"
@@ -75,10 +78,12 @@ class TextTuning(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
         balance: bool = True,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.form, self.templates = backbone, form, templates
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.training, self.seed, self.balance = views, training, seed, balance
+        self.class_names = class_names
 
     def learn(self, task: Task) -> Learned:
         """Train the matrix or the bias."""

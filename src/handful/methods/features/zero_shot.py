@@ -23,6 +23,8 @@ class ZeroShot(FewShotClassifier):
         A backbone, or the name of one.
     templates
         A text with `{}`, a list of such (an ensemble), or a name in the catalogue.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
 
     Examples
     --------
@@ -41,9 +43,11 @@ class ZeroShot(FewShotClassifier):
         backbone: Backbone | str | None = None,
         *,
         templates: str | Sequence[str] = "default",
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone = backbone
         self.templates = templates
+        self.class_names = class_names
 
     def learn(self, task: Task) -> Learned:
         """Learn nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -184,6 +184,8 @@ class CoCoOp(FewShotClassifier):
         Of the views, the start and the order of the images.
     balance
         As for CoOp.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "cocoop"
@@ -205,10 +207,12 @@ class CoCoOp(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
         balance: bool = True,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.init, self.length = backbone, init, length
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.training, self.seed, self.balance = views, training, seed, balance
+        self.class_names = class_names
 
     def start(self, task: Task, generator: torch.Generator) -> ConditionalPromptLearner:
         """Give the learner before training; the meta-net starts as PyTorch's layers do."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -69,6 +70,8 @@ class CoOp(FewShotClassifier):
     balance
         Whether classes count alike where they have unequal numbers of images: an epoch then draws as many of
         each class, and repeats those of classes that have few.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "coop"
@@ -83,11 +86,13 @@ class CoOp(FewShotClassifier):
         epochs: int | Literal["auto"] = "auto", lr: float = 0.002, batch_size: int = 32,
         views: int | Literal["online"] = 8, training: dict[str, Any] | None = None, seed: int = 0,
         balance: bool = True,
+        class_names: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
         self.backbone, self.length, self.init = backbone, length, init
         self.position, self.class_specific = position, class_specific
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.training, self.seed, self.balance = views, training, seed, balance
+        self.class_names = class_names
 
     def learner(self, task: Task, context: Tensor) -> PromptLearner:
         """Put a context `[M, D]` or `[C, M, D]` around the class names of a task."""

@@ -89,6 +89,8 @@ class FineTuning(FewShotClassifier):
         1e-5: no source says, and larger ones leave CLIP at once. Statistics of batch norms stay.
     views, cache, training, seed, balance
         As for MMA; pixels are kept.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "fine-tuning"
@@ -102,11 +104,13 @@ class FineTuning(FewShotClassifier):
         epochs: int | Literal["auto"] = "auto", lr: float = 1e-5, batch_size: int = 32,
         views: int | Literal["online"] = 8, cache: Literal["auto", "memory", "disk", "off"] = "auto",
         training: dict[str, Any] | None = None, seed: int = 0, balance: bool = True,
+        class_names: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
         self.backbone, self.templates = backbone, templates
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.cache, self.training, self.seed = views, cache, training, seed
         self.balance = balance
+        self.class_names = class_names
 
     def input_stage(self, backbone: Backbone) -> InputStage:
         """Read training images as pixels: nothing of the encoder is frozen."""

@@ -77,6 +77,8 @@ class ClipAdapter(FewShotClassifier):
         good on drawn features and several times faster.
     views, training, seed, balance
         As for CoOp.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "clip-adapter"
@@ -102,12 +104,14 @@ class ClipAdapter(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
         balance: bool = True,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.side, self.reduction = backbone, side, reduction
         self.alpha, self.beta, self.selection = alpha, beta, selection
         self.learn_ratio, self.templates = learn_ratio, templates
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.training, self.seed, self.balance = views, training, seed, balance
+        self.class_names = class_names
 
     def schedule(self, task: Task, **own: Any) -> Schedule:
         """Give the settings of training, the `"auto"` ones found out."""

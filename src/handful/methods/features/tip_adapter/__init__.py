@@ -212,6 +212,8 @@ class TipAdapter(FewShotClassifier):
     balance
         Whether classes count alike where they have unequal numbers of images: each value of a class of n is
         then `m / n`, m the mean over classes, and a search looks at the mean accuracy over classes.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "tip-adapter"
@@ -230,10 +232,12 @@ class TipAdapter(FewShotClassifier):
         views: int | Literal["online"] = 0,
         seed: int = 0,
         balance: bool = True,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.alpha, self.beta = backbone, alpha, beta
         self.selection, self.ranges, self.templates = selection, ranges, templates
         self.views, self.seed, self.balance = views, seed, balance
+        self.class_names = class_names
 
     def cache(self, task: Task) -> CacheHead:
         """Store the support set, with alpha and beta as given."""

@@ -65,6 +65,8 @@ class TipAdapterF(TipAdapter):
         As for Tip-Adapter, and training draws as many images of each class.
     backbone, alpha, beta, selection, ranges, templates, seed
         As for Tip-Adapter.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "tip-adapter-f"
@@ -86,10 +88,11 @@ class TipAdapterF(TipAdapter):
         training: dict[str, Any] | None = None,
         seed: int = 0,
         balance: bool = True,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             backbone, alpha=alpha, beta=beta, selection=selection, ranges=ranges, templates=templates,
-            views=views, seed=seed, balance=balance,
+            views=views, seed=seed, balance=balance, class_names=class_names,
         )  # fmt: skip
         self.epochs = epochs
         self.lr = lr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -74,6 +75,8 @@ class MMA(FewShotClassifier):
     balance
         Whether classes count alike where they have unequal numbers of images: an epoch then draws as many of
         each class, and repeats those of classes that have few.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
 
     method: ClassVar[str] = "mma"
@@ -101,6 +104,7 @@ class MMA(FewShotClassifier):
         training: dict[str, Any] | None = None,
         seed: int = 0,
         balance: bool = True,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone, self.first_block, self.last_block = backbone, first_block, last_block
         self.width, self.alpha, self.shared = width, alpha, shared
@@ -108,6 +112,7 @@ class MMA(FewShotClassifier):
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.cache, self.training, self.seed = views, cache, training, seed
         self.balance = balance
+        self.class_names = class_names
 
     def pairs(self, backbone: Backbone) -> Pairs:
         """Say which blocks of a backbone have adapters."""
