@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import NoReturn
 
-from handful.data.images import MOST_SHOWN, file_digest, is_file
+from handful.data.images import MOST_SHOWN, file_digest
+from handful.data.items import is_file
 from handful.errors import DataError
 from handful.types import ImageLike
 
@@ -36,6 +38,8 @@ class Report:
     """Two files that are the same to the byte, in different classes."""
     written: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """How the folder or the table writes the classes that are kept, in label order."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What is odd about images that can be read, a sentence each; none where they were not looked at."""
 
     def __post_init__(self) -> None:
         if self.found != self.kept + len(self.left_out):
@@ -53,6 +57,7 @@ class Report:
         lines += [
             f"  {one}: the same image as {other}, of another class" for one, other in self.same[:MOST_SHOWN]
         ]
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -69,12 +74,12 @@ def find_same(labelled: Iterable[tuple[ImageLike, object]]) -> tuple[tuple[str, 
 
     Only files of equal size are compared, by their digests; one that can't be read is the same as none.
     """
-    sizes: dict[int, list[tuple[str | Path, object]]] = {}
+    sizes: dict[int, list[tuple[str | PathLike[str], object]]] = {}
     for item, label in labelled:
         if is_file(item):
             with suppress(OSError, ValueError):
                 sizes.setdefault(Path(item).stat().st_size, []).append((item, label))
-    first: dict[str, tuple[str | Path, object]] = {}
+    first: dict[str, tuple[str | PathLike[str], object]] = {}
     found = []
     for group in sizes.values():
         for item, label in group if len(group) > 1 else ():

@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import numpy as np
 
 from handful.data.images import check_images
+from handful.data.items import settle
+from handful.data.looks import notes_on
 from handful.data.reading import LeftOut, Report, find_same, refuse
 from handful.errors import DataError, UnreadableImages, unexpected
 from handful.types import ImageLike
@@ -151,7 +153,7 @@ class ImageSet:
 
         Names are sorted, as scikit-learn sorts its classes, unless `class_names` fixes the order.
         """
-        items, marks = tuple(images), list(labels)
+        items, marks = tuple(map(settle, images)), list(labels)
         fixed = None if class_names is None else check_names(class_names)
         if len(items) != len(marks):
             raise DataError(f"Got {len(items)} images and {len(marks)} labels, expected as many.")
@@ -289,14 +291,17 @@ def _assemble(
             "Duplicate class folders or labels: " + "; ".join(twice) + ". Merge them, or rename one."
         )
     found = len(files) + len(bad)
-    reasons = check_images([path for path, _ in files])[1] if verify else {}
+    checked = check_images([path for path, _ in files]) if verify else None
+    reasons, notes = (
+        (checked.failures, notes_on([path for path, _ in files], checked.looks)) if checked else ({}, ())
+    )
     bad = bad + [LeftOut(str(files[row][0]), reason) for row, reason in reasons.items()]
     kept = [file for row, file in enumerate(files) if row not in reasons]
     alive = {label for _, label in kept}
     order = [name for name in names if name in alive]
     empty = empty + [name for name in names if name not in alive]
     same = find_same(kept) if verify else ()
-    report = Report(found, len(kept), tuple(bad), tuple(empty), same, tuple(order))
+    report = Report(found, len(kept), tuple(bad), tuple(empty), same, tuple(order), notes)
     if on_error == "raise" and (bad or empty):
         refuse(report)
     if not kept:

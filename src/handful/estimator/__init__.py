@@ -65,8 +65,9 @@ class FewShotClassifier(Method):
         Parameters
         ----------
         images
-            Paths, PIL images or byte arrays; an `ImageSet`; `Features`, or a float array `[N, E]` of
-            raw features. None (zero-shot) with `class_names`.
+            One image or several, each a path, a PIL image, an array in any layout, the bytes of a file or
+            an open file; an `ImageSet`; `Features`, or an array `[N, E]` of raw features. None (zero-shot)
+            with `class_names`.
         labels
             Class names, or integers with `class_names`; not needed for an `ImageSet`.
         class_names
@@ -91,7 +92,7 @@ class FewShotClassifier(Method):
         inputs = None if images is None else reader.support(images)
         width = joint_width(inputs, text, backbone, rows)
         scale = SCALE if backbone is None else backbone.scale
-        notes = []
+        notes = list(inputs.notes) if inputs is not None else []
         if reader.views and is_encoded(images):
             notes.append(f"views={reader.views} was not used: features were given.")
         held_out = None if validation is None else reader.validation(validation, names, classes, width)

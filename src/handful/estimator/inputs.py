@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.backbones import Backbone
+from handful.data.given import as_items, count_items
 from handful.data.sets import ImageSet, check_names, clean_name
 from handful.errors import DataError, FingerprintError, check_integer, unexpected
 from handful.estimator.task import Source, Validation
@@ -22,6 +22,8 @@ from handful.features.views import InputStage, Keep, Views
 from handful.heads import Head
 from handful.types import ImageLike, Labels
 
+PICTURES = ("uint8", "uint16", "bool")
+"""Types of the numbers of an array `[H, W]` that is one grey picture, and no features."""
 PREDICT_BATCH = 4096
 """Given features that a head reads together."""
 
@@ -63,7 +65,7 @@ class ImageReader:
             raise DataError(f"{self.name} works inside the image tower: give images, not features.")
         if is_encoded(images):
             return self._given(images)
-        items, backbone = as_items(images), self._backbone()
+        items, backbone = tuple(as_items(images)), self._backbone()
         if self.trains and self.views == "online":
             return Online(backbone, items, self.crop_scale, self.stage)
         views = check_integer("views", self.views, 0)
@@ -146,27 +148,20 @@ class ImageReader:
 
     @staticmethod
     def _some(images: Any) -> tuple[ImageLike, ...]:
-        items = as_items(images)
+        items = tuple(as_items(images))
         if not items:
             raise DataError("Got no images, expected at least one.")
         return items
 
 
-def as_items(images: Any) -> tuple[ImageLike, ...]:
-    """Take one image, several, or an `ImageSet`."""
-    is_bytes = isinstance(images, np.ndarray) and images.dtype == np.uint8
-    lone_array = is_bytes and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)))
-    if isinstance(images, str | Path) or hasattr(images, "getexif") or lone_array:
-        return (images,)
-    if not isinstance(images, Iterable | ImageSet):
-        raise unexpected("images", images, "paths, images, an ImageSet or Features")
-    return tuple(images.items if isinstance(images, ImageSet) else images)
-
-
 def is_encoded(images: object) -> bool:
-    """Whether images come as features: `Features`, or an array `[N, E]` that holds no bytes."""
+    """Whether images come as features: `Features`, or an array `[N, E]` of numbers.
+
+    A single array `[H, W]` of bytes, of 16-bit integers without a sign or of truth values is one grey
+    picture; of floats or other integers, give it in a list.
+    """
     if isinstance(images, np.ndarray | Tensor):
-        return images.ndim == 2 and images.dtype not in (np.uint8, torch.uint8)
+        return images.ndim == 2 and str(images.dtype).removeprefix("torch.") not in PICTURES
     return isinstance(images, Features)
 
 
@@ -187,7 +182,7 @@ def read_labels(
     if labels is None:
         raise DataError("Got images without labels. Give labels, or an ImageSet.")
     marks = np.asarray(labels)
-    count = len(images) if hasattr(images, "__len__") else None
+    count = count_items(images)
     if marks.ndim != 1 or (count is not None and count != len(marks)) or not len(marks):
         raise DataError(f"Got {count} images and labels of shape {marks.shape}, expected one each.")
     if marks.dtype.kind in "iu" and class_names is None and not uses_text:
@@ -254,7 +249,7 @@ def read_truth(
     if labels is None:
         raise DataError("Got images without labels. Give labels, or an ImageSet.")
     rows: NDArray[np.int64] = match_labels(labels, names, classes).numpy()
-    if not hasattr(images, "__len__") or len(images) != len(rows):
+    if count_items(images) != len(rows):
         raise DataError(f"Got {len(rows)} labels, expected one for each image.")
     return rows
 
@@ -277,10 +272,10 @@ def read_right(
 
 def choose_items(images: Any, rows: NDArray[Any]) -> Any:
     """Choose some images of any that `fit` takes."""
-    if isinstance(images, Features | np.ndarray | Tensor):
+    if is_encoded(images):
         return images[rows]
     items = images.items if isinstance(images, ImageSet) else images
-    return [items[row] for row in rows]
+    return [items[row] for row in rows]  # a list, so that three grey pictures do not become one in colour
 
 
 def joint_width(

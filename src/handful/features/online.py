@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.images import decode, digest, in_threads, require_readable
+from handful.data.looks import notes_on
 from handful.data.sets import Rows, choose_rows
 from handful.features.loading import BATCH
 from handful.features.views import InputStage
@@ -31,9 +32,10 @@ class Online:
     items: tuple[ImageLike, ...]
     crop_scale: tuple[float, float]
     stage: InputStage | None = None
+    notes: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        require_readable(self.items)
+        object.__setattr__(self, "notes", notes_on(self.items, require_readable(self.items).looks))
 
     @property
     def fingerprint(self) -> str:
