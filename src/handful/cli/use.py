@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from handful.cli.common import (
     AsJson,
     Data,
+    Megapixels,
     Model,
     OnError,
     OwnBackbone,
@@ -20,6 +21,9 @@ from handful.cli.common import (
     say,
     use_images,
 )
+
+if TYPE_CHECKING:
+    from handful.data.looks import Look
 
 
 def predict(
@@ -32,16 +36,20 @@ def predict(
     method: OwnMethod = None,
     backbone: OwnBackbone = None,
     weights: Weights = None,
+    megapixels: Megapixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what is on images."""
+    from handful.data.looks import notes_on
     from handful.methods import read_value
 
     clf = load_classifier(model, method, backbone, weights)
     files, bad = _files(images), dict[int, str]()
+    looks: dict[int, Look] = {}
     results: list[dict[str, Any]] = []
     for part, answer in clf.stream(files, read_value(unknown) if unknown else None):
         bad |= part.failures
+        looks |= part.looks
         for place, row in enumerate(part.rows):
             shares, new = answer.probabilities[place], bool(answer.is_unknown[place])
             best = shares.argsort(descending=True, stable=True)[:top].tolist()
@@ -56,6 +64,8 @@ def predict(
     errors = [f"{files[row]}: {reason}" for row, reason in sorted(bad.items())]
     if as_json:
         typer.echo(json.dumps({"results": results, "errors": errors}, ensure_ascii=False))
+    for note in notes_on(files, looks):
+        say(f"note: {note}")
     for reason in errors:
         say(f"error: {reason}")
     if bad:
@@ -80,6 +90,7 @@ def evaluate(
     backbone: OwnBackbone = None,
     weights: Weights = None,
     on_error: OnError = "raise",
+    megapixels: Megapixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a classifier on labelled images, beside zero-shot."""
@@ -108,6 +119,7 @@ def explain(
     method: OwnMethod = None,
     backbone: OwnBackbone = None,
     weights: Weights = None,
+    megapixels: Megapixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Say why an image is given its class; without one, which words coop's or cocoop's context is near."""
