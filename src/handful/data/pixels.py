@@ -34,6 +34,7 @@ is at chance."""
 Array: TypeAlias = NDArray[Any]
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def to_bytes(levels: Array) -> NDArray[np.uint8]:
     """Scale levels beyond 8 bits, `[H, W]` or `[H, W, C]`, to 0..255, so that contrast is kept.
 
@@ -66,13 +67,13 @@ def to_bytes(levels: Array) -> NDArray[np.uint8]:
     top = next((top for top in RANGES[not fractional :] if low >= 0 and high <= top), 0.0)
     if low == high or (top and high - low >= SHARE * top):
         low, high = 0.0, top or RANGES[-1]
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaled = np.clip((numbers - low) / (high - low) * 255 + 0.5, 0, 255)
+    scaled = np.clip((numbers - low) / (high - low) * 255 + 0.5, 0, 255)
     if not np.isfinite(scaled).all():
         raise ValueError("pixels that lie further apart than any number")
     return scaled.astype(np.uint8)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def is_of_bytes(levels: Array) -> bool:
     """Whether floats are whole 255ths from 0 to 1, as ToTensor leaves them, in half precision too."""
     scaled = levels.astype(np.float64) * 255
@@ -92,7 +93,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Of colours beyond 8 bits a channel, Pillow reads the upper 8; `to_bytes` then scales these.
     """
-    deep, unsigned = is_deep(image), getattr(image, "tag_v2", {}).get(339, (2,))[0] == 1
+    deep = is_deep(image)
+    unsigned = hasattr(image, "tag_v2") and image.tag_v2.get(339, (1,)) == (1,)  # TIFF's SampleFormat
     image.load()
     with suppress(Exception):  # EXIF that can't be read leaves the pixels as they are
         image = ImageOps.exif_transpose(image)

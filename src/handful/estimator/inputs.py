@@ -117,7 +117,10 @@ class ImageReader:
                     f"{self.name} reads what enters the image tower's projection, and this has none."
                 )
             if values.shape[-1] != head.width:
-                raise DataError(f"Got features {values.shape[-1]} wide, this classifier reads {head.width}.")
+                raise DataError(
+                    f"Got features {values.shape[-1]} wide, this classifier reads {head.width}. If they are "
+                    "one grey picture, give it in a list."
+                )
             yield replace(part, values=values.mean(1))
 
     def _features(self, images: Any) -> Iterator[Part]:

@@ -13,10 +13,11 @@ from torch import Tensor
 from handful.backbones import Backbone, load_backbone
 from handful.data.given import as_items
 from handful.data.images import refuse_unreadable
+from handful.data.sets import ImageSet
 from handful.errors import FingerprintError, ParameterError, unexpected
 from handful.estimator.confidence import Answer, Calibration, classify
 from handful.estimator.fitted import Fitted, FittedAttribute, from_fit
-from handful.estimator.inputs import PREDICT_BATCH, ImageReader, read_class_weights
+from handful.estimator.inputs import PREDICT_BATCH, ImageReader, is_encoded, read_class_weights
 from handful.estimator.parameters import Parameters
 from handful.estimator.task import Learned, Task
 from handful.features import CROP_SCALE, Part
@@ -209,6 +210,8 @@ class Method(Parameters):
         """
         failures: dict[int, str] = {}
         together: list[Tensor] = []
+        if not (is_encoded(images) or isinstance(images, ImageSet)):
+            images = tuple(as_items(images))  # some can be read only once
         for part in self.parts(images):
             failures |= part.failures
             if part.failures and not part.rows:

@@ -67,7 +67,7 @@ class Features:
         if tensor.ndim not in (2, 3) or 0 in tensor.shape[1:] or not tensor.dtype.is_floating_point:
             raise DataError(
                 f"Got features of shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected "
-                "floating point [N, E] or [N, V, E]."
+                "floating point [N, E] or [N, V, E]. If they are one grey picture, give it in a list."
             )
         if not torch.isfinite(tensor).all():
             raise DataError("Got features that hold NaN or infinity, expected finite numbers.")
