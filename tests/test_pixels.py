@@ -145,6 +145,13 @@ def test_colours_of_16_bits_by_their_upper_8():
         np.testing.assert_allclose(np.asarray(decode(item)), bytes_, atol=3)
 
 
+def test_an_opened_image_of_16_bits_is_the_same_each_time():
+    image = Image.open(io.BytesIO(png_of_16_bits((COLOURS * 4095).round())))
+    first = np.asarray(decode(image))
+    assert first.max() == 255 and Opened(image).deep
+    np.testing.assert_array_equal(np.asarray(decode(image)), first)
+
+
 def test_a_clear_level_of_16_bits_is_laid_on_white():
     levels = (LADDER * 65535).round().astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in levels)
@@ -204,6 +211,7 @@ def test_large_texts_and_profiles_of_a_whole_file(kind: bytes, before: bytes, si
     text = b"a" * size if kind == b"tEXt" else zlib.compress(b"a" * size, 1)
     data = with_chunk(file_of(image, "PNG", exif=exif), chunk(kind, head + text), before)
     np.testing.assert_array_equal(np.asarray(decode(data)), np.asarray(image.rotate(-90, expand=True)))
+    assert Opened(with_chunk(png(LADDER * 4095), chunk(kind, head + text), before)).deep
     assert PngImagePlugin.MAX_TEXT_CHUNK == 2**20  # Pillow's own limit stays
     with pytest.raises(handful.DataError, match="truncated"):
         decode(data[: data.index(b"IDAT") + 40])

@@ -285,13 +285,9 @@ def without_texts(data: bytes) -> bytes:
 
 def is_deep_file(data: bytes) -> bool:
     """Whether the bytes of a file are an image of more than 8 bits a channel, by its header."""
-    if not (data[:8] == PNG and data[24:25] == b"\x10") and data[:2] not in (
-        b"II",
-        b"MM",
-        b"P2",
-        b"P5",
-        b"Pf",
-    ):
+    if data[:8] == PNG:
+        return data[24:25] == b"\x10"
+    if data[:2] not in (b"II", b"MM", b"P2", b"P5", b"Pf"):
         return False  # no other format that is read here has more
     lift_pillow(most_pixels())
     try:

@@ -31,6 +31,9 @@ FLAT = 16
 """Levels of 256: a picture whose pixels all lie closer together is named. On digits of 16 levels, zero-shot
 is at chance."""
 
+DEEP = "more than 8 bits a channel"
+"""Among what Pillow keeps of an image, its `info`."""
+
 Array: TypeAlias = NDArray[Any]
 
 
@@ -81,11 +84,15 @@ def is_of_bytes(levels: Array) -> bool:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image has more than 8 bits a channel; of one in colour, ask before its pixels are loaded."""
+    """Whether an image has more than 8 bits a channel; of one in colour, ask before its pixels are loaded.
+
+    The answer is kept in the image's `info`, for Pillow forgets what it read of colours.
+    """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return True
-    tiles = getattr(image, "tile", [])
-    return any(re.search(r";16[BLN]\b", str(tile[3])) for tile in tiles)
+    if any(re.search(r";16[BLN]\b", str(tile[3])) for tile in getattr(image, "tile", [])):
+        image.info[DEEP] = True
+    return DEEP in image.info
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
