@@ -7,6 +7,7 @@ file's metadata: in words under `preprocessing_in_words`, as JSON under `preproc
 """
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -21,8 +22,34 @@ names, how = json.loads(facts["class_names"]), json.loads(facts["preprocessing"]
 height, width = how["size"]
 method = Image.Resampling[how["interpolation"].upper()]
 
+
+def to_bytes(levels):
+    """Scale levels beyond 8 bits to 0..255."""
+    numbers, floats, rule = levels.astype(float), levels.dtype.kind == "f", how["levels"]
+    whole = np.rint(numbers * 255)
+    if floats and whole.min() >= 0 and whole.max() <= 255 and abs(numbers * 255 - whole).max() < 0.1:
+        return whole.astype(np.uint8)
+    step = max(levels.shape[:2]) // rule["grid"] + 1
+    low, high = np.percentile(numbers[::step, ::step], rule["tails"])
+    if low == high:
+        low, high = numbers.min(), numbers.max()
+    top = next((top for top in rule["ranges"][not floats :] if low >= 0 and high <= top), 0)
+    if low == high or (top and high - low >= rule["share"] * top):
+        low, high = 0, top or rule["ranges"][-1]
+    return np.clip((numbers - low) / (high - low) * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
 for path in sys.argv[2:]:
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")  # upright
+    image = Image.open(path)
+    deep = any(re.search(r";16[BLN]\b", str(tile[3])) for tile in image.tile)  # Pillow reads the upper 8 bits
+    image = ImageOps.exif_transpose(image)  # upright
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(to_bytes(np.asarray(image)))
+    elif deep:
+        colours = np.array(image.convert("RGBA"))
+        colours[..., :3] = to_bytes(colours[..., :3])
+        image = Image.fromarray(colours)
+    image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")  # on white
     if how["resize"] == "shortest":  # in proportion, then the centre
         image = image.resize([side * width // min(image.size) for side in image.size], method)

@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import TINY, write_model
+from pictures import png_of_16_bits
 from PIL import Image
 from torch import Tensor
 
@@ -155,13 +156,27 @@ def test_the_command_and_a_script_without_handful(
     odd = Image.new("RGBA", (digit.width + 41, digit.height + 7))
     odd.paste(digit, (20, 3))
     odd.save(tmp_path / "odd.png")
-    for image in (digits / "test/eight/0018.png", tmp_path / "odd.png"):
-        done = subprocess.run(
-            [sys.executable, "-c", BLOCK, ALONE, out, image], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        code, printed, error = call("predict", tmp_path / "model", image)
-        assert printed == done.stdout
+    files = [digits / "test/eight/0018.png", tmp_path / "odd.png", *deep_files(digit, tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK, ALONE, out, *files], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    code, printed, error = call("predict", tmp_path / "model", *files)
+    assert printed == done.stdout
+
+
+def deep_files(digit: Image.Image, folder: Path) -> list[Path]:
+    """Write a picture with levels beyond 8 bits: stretched or not, of greys, floats and colours."""
+    share = np.asarray(digit.convert("L")) / 255
+    levels = {"full.png": share * 65535, "thermal.png": 7000 + 2000 * share, "half.png": share * 30_000}
+    for name, array in levels.items():
+        Image.fromarray(array.astype(np.uint16)).save(folder / name)
+    floats = {"0-1000.tiff": share * 1000, "signed.tiff": share * 4 - 2, "0-1.tiff": 0.2 + share / 5}
+    for name, array in floats.items():
+        Image.fromarray(array.astype(np.float32)).save(folder / name)
+    colours = (share * 4095).round().astype(np.uint16)[..., None].repeat(3, 2)
+    (folder / "colours.png").write_bytes(png_of_16_bits(colours))
+    return [folder / name for name in (*levels, *floats, "colours.png")]
 
 
 def test_a_file_that_is_off_is_not_written(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

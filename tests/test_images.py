@@ -70,7 +70,7 @@ def test_one_bit_and_grey_alpha():
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4), np.uint8)],
+    [np.zeros((4, 4), complex), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4), np.uint8)],
 )
 def test_arrays_that_are_no_images(array: np.ndarray):
     with pytest.raises(handful.DataError, match="Got an image array"):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from handful.backbones import Backbone
 from handful.backbones.base import split_projection
+from handful.data.pixels import GRID, RANGES, SHARE, TAILS
 from handful.errors import HandfulError, ParameterError, unexpected
 from handful.estimator import FewShotClassifier
 from handful.files import write_atomically
@@ -44,6 +45,14 @@ WORDS = {
     "{width}; fill up with grey level {fill} around the centre.",
 }
 
+LEVELS = (
+    "Make levels beyond 8 bits (greys of 16 or 32 bits, floats; of colours their upper 8 bits) bytes: floats "
+    "that are all whole 255ths from 0 to 1 by 255; else find low and high, the percentiles {tails} of "
+    "all levels (of every n-th row and column, n = 1 + the longer side // {grid}), or where these are equal "
+    "the smallest and largest; take the first range from 0 to one of {ranges}, the first for floats only, "
+    "that holds both; scale from it if high - low is at least {share} of it or 0, else from low..high; clip."
+)
+
 
 def export_onnx(
     clf: FewShotClassifier, path: str | Path, progress: Callable[[str], None] = lambda text: None
@@ -54,7 +63,7 @@ def export_onnx(
     to the backbone's size; its output `probabilities` is float32 `[N, C]`, what `predict_proba` gives,
     temperature and all. Rescaling to 0..1 and normalisation are inside. The metadata holds, as texts,
     `class_names` (a JSON list), `method`, `backbone`, `backbone_fingerprint`, `preprocessing` (JSON:
-    `size` [H, W], `resize`, `interpolation`, `fill`, `mean`, `std`), `preprocessing_in_words`,
+    `size` [H, W], `resize`, `interpolation`, `fill`, `mean`, `std`, `levels`), `preprocessing_in_words`,
     `temperature` and `handful` (the version).
 
     Before it is written, it is run under onnxruntime on random images, one and three at a time: no
@@ -150,13 +159,15 @@ def facts_of(clf: FewShotClassifier, preprocess: dict[str, Any]) -> dict[str, st
     words = WORDS[preprocess["resize"]].format(
         height=height, width=width, shorter=min(height, width), fill=preprocess["fill"]
     )
+    rule = {"tails": TAILS, "share": SHARE, "ranges": RANGES, "grid": GRID}
     return {
         "class_names": json.dumps(clf.class_names_, ensure_ascii=False),
         "method": clf.fitted_.method,
         "backbone": clf.loaded_backbone().title,
         "backbone_fingerprint": clf.fingerprint_,
-        "preprocessing": json.dumps(preprocess),
-        "preprocessing_in_words": f"Turn the image upright, lay it on white, make it RGB. {words} Resize "
+        "preprocessing": json.dumps(preprocess | {"levels": rule}),
+        "preprocessing_in_words": f"{LEVELS.format(**rule)} Turn the image upright, lay it "
+        f"on white, make it RGB. {words} Resize "
         f"as Pillow does, {preprocess['interpolation']}. Give the bytes, [N, {height}, {width}, 3]: the file "
         "itself rescales them to 0..1 and normalises them by mean and std.",
         "temperature": repr(clf.fitted_.temperature),

@@ -7,17 +7,24 @@ Shapes: `N` images, `C` classes, `K` shots, `E` joint width, `L` tokens, `D` tow
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from os import PathLike
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Selection: TypeAlias = Literal["fixed", "support", "val", "oracle"]
 """How hyper-parameters were chosen: the same for every task; by cross-validation inside the support
 set; on a validation split; or, as some published recipes do, by looking at the test set."""
 
-ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray[Any, Any]
-"""A path, a PIL image, or an array `[H, W]`, `[H, W, 3]` or `[H, W, 4]` of bytes."""
+ImageLike: TypeAlias = (
+    "str | PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor | bytes | bytearray | memoryview"
+    " | IO[bytes]"
+)
+"""One image: a path; a PIL image; an array, in any layout that `handful.data.decode` takes; the bytes of a
+file; or a file that is open for bytes."""
 
 Labels: TypeAlias = Sequence[str] | Sequence[int] | np.ndarray[Any, Any]

@@ -26,6 +26,25 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 OnError = Annotated[str, typer.Option(help="What bad files do: raise, or skip with a report.")]
 BackboneName = Annotated[str, typer.Option(help="mini, model/tag, hf-hub:org/name, or a config.json.")]
 Weights = Annotated[Path | None, typer.Option(help="The weights, for a config.json.")]
+
+
+def _allow_pixels(context: typer.Context, most: float | None) -> float | None:
+    """Allow images of so many million pixels while the command runs."""
+    if most is not None:
+        from handful.data.limits import megapixels
+
+        context.with_resource(megapixels(most))
+    return most
+
+
+Megapixels = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        callback=_allow_pixels,
+        help="Of an image, at most; 64 unless the environment's HANDFUL_MEGAPIXELS says otherwise.",
+    ),
+]
 OwnMethod = Annotated[
     str | None,
     typer.Option("--method", help="The class, pkg.module:Class, for a method that is not built in."),

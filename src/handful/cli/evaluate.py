@@ -11,6 +11,7 @@ import typer
 from handful.cli.common import (
     AsJson,
     Data,
+    Megapixels,
     Model,
     OnError,
     OwnBackbone,
@@ -62,6 +63,7 @@ def evaluate(
     backbone: OwnBackbone = None,
     weights: Weights = None,
     on_error: OnError = "raise",
+    megapixels: Megapixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a classifier on labelled images, beside zero-shot.

@@ -12,6 +12,7 @@ from handful.cli.common import (
     AsJson,
     BackboneName,
     Data,
+    Megapixels,
     OnError,
     Weights,
     console,
@@ -72,6 +73,7 @@ def fit(
     ] = None,
     out: Annotated[Path, typer.Option(help="Where to save the classifier.")] = Path("handful-model"),
     on_error: OnError = "raise",
+    megapixels: Megapixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Learn classes from images, and save the classifier."""
@@ -145,6 +147,7 @@ def meta_train(
     seed: Annotated[int, typer.Option()] = 0,
     out: Annotated[Path, typer.Option(help="Where to save the network.")] = Path("meta_adapter.safetensors"),
     on_error: OnError = "raise",
+    megapixels: Megapixels = None,
 ) -> None:
     """Train Meta-Adapter's network once, for `fit --method meta-adapter -p refiner=FILE` on any classes."""
     from handful import load_backbone
@@ -177,6 +180,7 @@ def compare(
     ] = False,
     out: Annotated[Path, typer.Option(help="Where to save it.")] = Path("handful-model"),
     on_error: OnError = "raise",
+    megapixels: Megapixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which method to take for these images, and whether it beats zero-shot; no test set needed."""

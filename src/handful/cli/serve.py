@@ -29,7 +29,9 @@ def serve(
         list[str] | None, typer.Option(help="Another name the server may be called by; repeatable.")
     ] = None,
     body_mb: Annotated[int, typer.Option(min=1, help="Megabytes of a request, at most.")] = 32,
-    megapixels: Annotated[float, typer.Option(min=0.01, help="Of an image, at most.")] = 40,
+    megapixels: Annotated[
+        float, typer.Option(min=0.01, envvar="HANDFUL_MEGAPIXELS", help="Of an image, at most.")
+    ] = 40,
     waiting: Annotated[int, typer.Option(min=1, help="Images in progress, at most; then 429.")] = 256,
     seconds: Annotated[float, typer.Option(min=0.1, help="Until a request is given up.")] = 30,
 ) -> None:

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from handful.cli.common import AsJson, BackboneName, OnError, Weights, read_images, read_specs, say
+from handful.cli.common import (
+    AsJson,
+    BackboneName,
+    Megapixels,
+    OnError,
+    Weights,
+    read_images,
+    read_specs,
+    say,
+)
 from handful.names import PROTOCOLS, SEEDS
 
 analyze = typer.Typer(help="Look into a backbone.", no_args_is_help=True)
@@ -35,6 +44,7 @@ def bench(
         Path, typer.Option(help="The folder of results; a run goes on with what is there.")
     ] = Path("handful-bench"),
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    megapixels: Megapixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Run methods under a published protocol; kill it and start it again as you like."""
@@ -75,6 +85,7 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder that `handful bench` wrote.")],
+    megapixels: Megapixels = None,
 ) -> None:
     """Write what a bench found as Markdown and as one HTML page."""
     from handful.report.page import write_report
@@ -94,6 +105,7 @@ def layers(
     images: Annotated[int, typer.Option(min=5, help="Images of each data set.")] = 160,
     out: Annotated[Path, typer.Option(help="Where to write picture and table.")] = Path("handful-layers"),
     on_error: OnError = "raise",
+    megapixels: Megapixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how well each layer of both towers separates data sets, and how alike the towers are there."""

@@ -69,7 +69,7 @@ def run_demo(
     score = next(one for one in chosen.ranks if one.method == chosen.best)
     clf = methods[chosen.best].fit(support)
     clf.save(folder / "best")
-    image = test.items[0]
+    image = str(test.items[0])
     probabilities = clf.predict_proba([image])[0]
     row = int(probabilities.argmax())
     out.print(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from handful.cli.common import (
     AsJson,
+    Megapixels,
     Model,
     OwnBackbone,
     OwnMethod,
@@ -17,6 +18,9 @@ from handful.cli.common import (
     load_classifier,
     say,
 )
+
+if TYPE_CHECKING:
+    from handful.data.looks import Look
 
 
 def predict(
@@ -29,16 +33,20 @@ def predict(
     method: OwnMethod = None,
     backbone: OwnBackbone = None,
     weights: Weights = None,
+    megapixels: Megapixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what is on images."""
+    from handful.data.looks import notes_on
     from handful.methods import read_value
 
     clf = load_classifier(model, method, backbone, weights)
     files, bad = _files(images), dict[int, str]()
+    looks: dict[int, Look] = {}
     results: list[dict[str, Any]] = []
     for part, answer in clf.stream(files, read_value(unknown) if unknown else None):
         bad |= part.failures
+        looks |= part.looks
         for place, row in enumerate(part.rows):
             shares, new = answer.probabilities[place], bool(answer.is_unknown[place])
             best = shares.argsort(descending=True, stable=True)[:top].tolist()
@@ -53,6 +61,8 @@ def predict(
     errors = [f"{files[row]}: {reason}" for row, reason in sorted(bad.items())]
     if as_json:
         typer.echo(json.dumps({"results": results, "errors": errors}, ensure_ascii=False))
+    for note in notes_on(files, looks):
+        say(f"note: {note}")
     for reason in errors:
         say(f"error: {reason}")
     if bad:
@@ -76,6 +86,7 @@ def explain(
     method: OwnMethod = None,
     backbone: OwnBackbone = None,
     weights: Weights = None,
+    megapixels: Megapixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Say why an image is given its class; without one, which words coop's or cocoop's context is near."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import NoReturn
 
-from handful.data.images import MOST_SHOWN, file_digest, is_file
+from handful.data.images import MOST_SHOWN, file_digest
+from handful.data.items import is_file
 from handful.errors import DataError
 from handful.types import ImageLike
 
@@ -43,8 +45,8 @@ class Report:
     """How the folder or the table writes the classes that are kept, in label order."""
     passed_over: tuple[str, ...] = ()
     """Hidden files and folders, and leftovers such as `__MACOSX` and `Thumbs.db`."""
-    notes: tuple[str, ...] = ()
-    """What may have been meant otherwise, a sentence each."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What may have been meant otherwise, and what is odd about images that can be read, a sentence each."""
 
     def __post_init__(self) -> None:
         if self.found != self.kept + len(self.left_out):
@@ -87,12 +89,12 @@ def find_same(labelled: Iterable[tuple[ImageLike, object]]) -> tuple[tuple[str, 
 
     Only files of equal size are compared, by their digests; one that can't be read is the same as none.
     """
-    sizes: dict[int, list[tuple[str | Path, object]]] = {}
+    sizes: dict[int, list[tuple[str | PathLike[str], object]]] = {}
     for item, label in labelled:
         if is_file(item):
             with suppress(OSError, ValueError):
                 sizes.setdefault(Path(item).stat().st_size, []).append((item, label))
-    first: dict[str, tuple[str | Path, object]] = {}
+    first: dict[str, tuple[str | PathLike[str], object]] = {}
     found = []
     for group in sizes.values():
         for item, label in group if len(group) > 1 else ():

@@ -13,6 +13,8 @@ import numpy as np
 
 from handful.data.folders import Listing, list_classes
 from handful.data.images import check_images
+from handful.data.items import settle
+from handful.data.looks import notes_on
 from handful.data.names import check_names, clean_name, name_key
 from handful.data.reading import LeftOut, Report, find_same, refuse
 from handful.data.tables import read_table
@@ -145,7 +147,7 @@ class ImageSet:
 
         Names are sorted, as scikit-learn sorts its classes, unless `class_names` fixes the order.
         """
-        items, marks = tuple(images), list(labels)
+        items, marks = tuple(map(settle, images)), list(labels)
         fixed = None if class_names is None else check_names(class_names)
         if len(items) != len(marks):
             raise DataError(f"Got {len(items)} images and {len(marks)} labels, expected as many.")
@@ -225,7 +227,9 @@ def _assemble(listing: Listing, missing: Mapping[int, str], on_error: OnError, v
     _check_folders(listing.names, listing.empty)
     files = listing.labelled
     there = [row for row in range(len(files)) if row not in missing]
-    unreadable = check_images([files[row][0] for row in there])[1] if verify else {}
+    items = [files[row][0] for row in there]
+    checked = check_images(items) if verify else None
+    unreadable = checked.failures if checked else {}
     reasons = {**missing, **{there[place]: reason for place, reason in unreadable.items()}}
     bad = [*listing.bad, *listing.passed]
     bad += [LeftOut(str(files[row][0]), reasons[row]) for row in sorted(reasons)]
@@ -241,7 +245,7 @@ def _assemble(listing: Listing, missing: Mapping[int, str], on_error: OnError, v
         same=find_same(kept) if verify else (),
         written=tuple(order),
         passed_over=tuple(listing.leftovers),
-        notes=tuple(listing.notes),
+        notes=(*listing.notes, *(notes_on(items, checked.looks) if checked else ())),
     )
     if on_error == "raise" and (listing.bad or reasons or empty):
         refuse(report)

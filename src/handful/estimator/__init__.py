@@ -54,8 +54,9 @@ class FewShotClassifier(Keeping):
         Parameters
         ----------
         images
-            Paths, PIL images or byte arrays; an `ImageSet`; `Features`, or a float array `[N, E]` of
-            raw features. None (zero-shot) with `class_names`.
+            One image or several, each a path, a PIL image, an array in any layout, the bytes of a file or
+            an open file; an `ImageSet`; `Features`, or an array `[N, E]` of raw features. None (zero-shot)
+            with `class_names`.
         labels
             Class names, or integers; not needed for an `ImageSet`. A method that reads class names takes
             integers with `class_names` here (rows of it), with the parameter `class_names` of the
@@ -87,7 +88,7 @@ class FewShotClassifier(Keeping):
         inputs = None if images is None else reader.support(images)
         width = joint_width(inputs, text, backbone, rows)
         scale = SCALE if backbone is None else backbone.scale
-        notes = list(classes.notes)
+        notes = [*classes.notes, *(inputs.notes if inputs is not None else ())]
         if reader.views and is_encoded(images):
             notes.append(f"views={reader.views} was not used: features were given.")
         held_out = None if validation is None else reader.validation(validation, classes, width)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from handful.backbones import Backbone
+from handful.data.items import is_one, path_of
 from handful.data.names import check_names
 from handful.data.sets import ImageSet
 from handful.errors import DataError, ParameterError
@@ -187,14 +187,9 @@ def next_number(items: list[str]) -> int:
 
 
 def item_names(images: Any, count: int, first: int = 0) -> list[str]:
-    """Name support images: their paths where they have any, else their numbers."""
-    items = getattr(images, "items", images)
-    if isinstance(items, str | Path):
-        items = [items]
-    given = list(items) if isinstance(items, list | tuple) and len(items) == count else [None] * count
+    """Name support images: their paths where they have any, also those of open files, else their numbers."""
     if count > MOST_NAMED:
         return []
-    return [
-        str(item) if isinstance(item, str | Path) else f"image {first + number}"
-        for number, item in enumerate(given)
-    ]
+    items = images.items if isinstance(images, ImageSet) else [images] if is_one(images) else images
+    given = list(items) if isinstance(items, list | tuple) and len(items) == count else [None] * count
+    return [path_of(item) or f"image {first + number}" for number, item in enumerate(given)]

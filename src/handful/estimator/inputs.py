@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.backbones import Backbone
+from handful.data.given import as_items
 from handful.data.sets import ImageSet
 from handful.errors import DataError, FingerprintError, check_integer, unexpected
 from handful.estimator.labels import Classes, match_names
@@ -24,6 +25,8 @@ from handful.features.views import InputStage, Keep, Views
 from handful.heads import Head
 from handful.types import ImageLike
 
+PICTURES = ("uint8", "uint16", "bool")
+"""Types of the numbers of an array `[H, W]` that is one grey picture, and no features."""
 PREDICT_BATCH = 4096
 """Given features that a head reads together."""
 
@@ -65,7 +68,7 @@ class ImageReader:
             raise DataError(f"{self.name} works inside the image tower: give images, not features.")
         if is_encoded(images):
             return self._given(images)
-        items, backbone = as_items(images), self._backbone()
+        items, backbone = tuple(as_items(images)), self._backbone()
         if self.trains and self.views == "online":
             return Online(backbone, items, self.crop_scale, self.stage)
         views = check_integer("views", self.views, 0)
@@ -117,7 +120,10 @@ class ImageReader:
                     f"{self.name} reads what enters the image tower's projection, and this has none."
                 )
             if values.shape[-1] != head.width:
-                raise DataError(f"Got features {values.shape[-1]} wide, this classifier reads {head.width}.")
+                raise DataError(
+                    f"Got features {values.shape[-1]} wide, this classifier reads {head.width}. If they are "
+                    "one grey picture, give it in a list."
+                )
             yield replace(part, values=values.mean(1))
 
     def _features(self, images: Any) -> Iterator[Part]:
@@ -148,21 +154,10 @@ class ImageReader:
 
     @staticmethod
     def _some(images: Any) -> tuple[ImageLike, ...]:
-        items = as_items(images)
+        items = tuple(as_items(images))
         if not items:
             raise DataError("Got no images, expected at least one.")
         return items
-
-
-def as_items(images: Any) -> tuple[ImageLike, ...]:
-    """Take one image, several, or an `ImageSet`."""
-    is_bytes = isinstance(images, np.ndarray) and images.dtype == np.uint8
-    lone_array = is_bytes and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)))
-    if isinstance(images, str | Path) or hasattr(images, "getexif") or lone_array:
-        return (images,)
-    if not isinstance(images, Iterable | ImageSet):
-        raise unexpected("images", images, "paths, images, an ImageSet or Features")
-    return tuple(images.items if isinstance(images, ImageSet) else images)
 
 
 def plain(images: Any) -> Any:
@@ -204,9 +199,13 @@ def _is_vector(item: object) -> bool:
 
 
 def is_encoded(images: object) -> bool:
-    """Whether images come as features: `Features`, or an array `[N, E]` that holds no bytes."""
+    """Whether images come as features: `Features`, or an array `[N, E]` of numbers.
+
+    A single array `[H, W]` of bytes, of 16-bit integers without a sign or of truth values is one grey
+    picture; of floats or other integers, give it in a list.
+    """
     if isinstance(images, np.ndarray | Tensor):
-        return images.ndim == 2 and images.dtype not in (np.uint8, torch.uint8)
+        return images.ndim == 2 and str(images.dtype).removeprefix("torch.") not in PICTURES
     return isinstance(images, Features)
 
 
@@ -226,10 +225,10 @@ def read_class_weights(given: Any, classes: int) -> Tensor:
 
 def choose_items(images: Any, rows: NDArray[Any]) -> Any:
     """Choose some images of any that `fit` takes."""
-    if isinstance(images, Features | np.ndarray | Tensor):
+    if is_encoded(images):
         return images[rows]
     items = images.items if isinstance(images, ImageSet) else images
-    return [items[row] for row in rows]
+    return [items[row] for row in rows]  # a list, so that three grey pictures do not become one in colour
 
 
 def joint_width(

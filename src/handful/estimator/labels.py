@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from handful.data.given import count_items
 from handful.data.names import check_names, clean_name, name_key
 from handful.data.sets import ImageSet
 from handful.errors import DataError, unexpected
@@ -190,9 +191,9 @@ def read_marks(labels: Labels | None, argument: str = "labels") -> NDArray[Any]:
 
 def check_count(images: Any, marks: NDArray[Any]) -> NDArray[Any]:
     """Give labels `[N]` back; refuse them if they are not one for each image."""
-    lone = isinstance(images, str | bytes) or not hasattr(images, "__len__")
-    if not lone and len(images) != len(marks):
-        raise DataError(f"Got {len(images)} images and labels of shape {marks.shape}, expected one each.")
+    count = count_items(images)
+    if count is not None and count != len(marks):
+        raise DataError(f"Got {count} images and labels of shape {marks.shape}, expected one each.")
     return marks
 
 

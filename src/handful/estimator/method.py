@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.backbones import Backbone, load_backbone
+from handful.data.given import as_items
 from handful.data.images import refuse_unreadable
+from handful.data.sets import ImageSet
 from handful.errors import FingerprintError, ParameterError, unexpected
 from handful.estimator.confidence import Answer, Calibration, classify
 from handful.estimator.fitted import Fitted, FittedAttribute, from_fit
-from handful.estimator.inputs import PREDICT_BATCH, ImageReader, as_items, plain, read_class_weights
+from handful.estimator.inputs import PREDICT_BATCH, ImageReader, is_encoded, plain, read_class_weights
 from handful.estimator.parameters import Parameters
 from handful.estimator.task import Learned, Task
 from handful.features import CROP_SCALE, Part
@@ -222,6 +224,8 @@ class Method(Parameters):
         """
         failures: dict[int, str] = {}
         together: list[Tensor] = []
+        if not (is_encoded(images) or isinstance(images, ImageSet)):
+            images = tuple(as_items(images))  # some can be read only once
         for part in self.parts(images):
             failures |= part.failures
             if part.failures and not part.rows:
@@ -231,7 +235,7 @@ class Method(Parameters):
             else:
                 together.append(part.values)
         if failures:
-            refuse_unreadable(failures, as_items(images))
+            refuse_unreadable(failures, tuple(as_items(images)))
         if together:  # in parts that do not depend on what the cache held: sums are the same to the last bit
             yield from torch.cat(together).split(PREDICT_BATCH)
 

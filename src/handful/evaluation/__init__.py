@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from handful import checkpoint
 from handful.data import ImageSet
+from handful.data.given import as_items
 from handful.errors import DataError
 from handful.estimator import FewShotClassifier
-from handful.estimator.inputs import as_items
 from handful.evaluation.answers import Answers, ask, zero_shot_beside
 from handful.evaluation.inputs import Known, OtherClasses, read_known, read_positive
 from handful.evaluation.measures import (

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handful.data import ImageSet
-from handful.data.images import is_file
+from handful.data.given import as_items
+from handful.data.items import is_file
 from handful.errors import DataError, unexpected
 from handful.estimator import FewShotClassifier
-from handful.estimator.inputs import as_items, is_encoded
+from handful.estimator.inputs import is_encoded
 from handful.estimator.labels import read_marks
 from handful.types import ImageLike, Labels
 
@@ -79,7 +80,7 @@ def _labelled(clf: FewShotClassifier, images: Any, labels: Labels | None) -> Ima
     """Pair images with their labels: names, or the integers that `fit` takes."""
     if is_encoded(images):
         raise DataError("Got features, expected images: what a classifier has seen is known by its images.")
-    items, marks = as_items(images), read_marks(labels)
+    items, marks = tuple(as_items(images)), read_marks(labels)
     if not len(items):
         raise DataError("Got no images, expected at least one of each class.")
     if marks.dtype.kind == "U":

@@ -7,9 +7,10 @@ that it does not hold are encoded, and a run that was interrupted goes on from i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.images import refuse_unreadable
+from handful.data.given import as_items
+from handful.data.images import digest, file_digest, refuse_unreadable
+from handful.data.items import is_file
+from handful.data.looks import Look, note_on_same, notes_on
 from handful.data.sets import ImageSet, Rows, choose_rows
-from handful.errors import DataError, unexpected
+from handful.errors import DataError
 from handful.features.loading import CROP_SCALE
 from handful.features.streaming import Part, stream, stream_pixels
 from handful.files import cache_folder
 from handful.progress import bar
 from handful.types import ImageLike
+
+MANY = 3
+"""Different images of one feature that are named."""
+CLOSE = 1e-6
+"""Difference of two numbers of a unit feature that sums in another order make."""
 
 __all__ = ["CROP_SCALE", "Features", "Part", "cache_folder", "encode", "stream", "stream_pixels"]
 
@@ -44,12 +53,15 @@ class Features:
         Of the backbone that made them; empty if unknown.
     digests
         SHA-256 of each image, `[N]`; empty if unknown.
+    notes
+        What is odd about the images that they were made of, a sentence each; `fit` repeats them.
     """
 
     values: Tensor
     hidden: Tensor | None = None
     fingerprint: str = ""
     digests: tuple[str, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_array(cls, values: Any, fingerprint: str = "") -> Features:
@@ -58,7 +70,7 @@ class Features:
         if tensor.ndim not in (2, 3) or 0 in tensor.shape[1:] or not tensor.dtype.is_floating_point:
             raise DataError(
                 f"Got features of shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected "
-                "floating point [N, E] or [N, V, E]."
+                "floating point [N, E] or [N, V, E]. If they are one grey picture, give it in a list."
             )
         if not torch.isfinite(tensor).all():
             raise DataError("Got features that hold NaN or infinity, expected finite numbers.")
@@ -126,7 +138,7 @@ def encode(
     backbone
         Any backbone.
     images
-        Paths, PIL images, byte arrays, or an `ImageSet`.
+        One image or several, as paths, PIL images, arrays, bytes of files, open files; or an `ImageSet`.
     views
         0: the image as for testing. V >= 1: V augmented views of it (random crop and flip).
     seed
@@ -148,24 +160,45 @@ def encode(
     UnreadableImages
         All images that can't be read, in one error. What was encoded stays cached.
     """
-    if not isinstance(images, Iterable | ImageSet):
-        raise unexpected("images", images, "paths, images, an ImageSet or Features")
-    items = tuple(images.items if isinstance(images, ImageSet) else images)
+    items = tuple(as_items(images))
     parts = stream(backbone, items, views=views, seed=seed, crop_scale=crop_scale, cache=cache)
     if not items:
         raise DataError("Got no images, expected at least one.")
     failures: dict[int, str] = {}
+    looks: dict[int, Look] = {}
     good: list[Part] = []
     with bar("Encoding images", len(items), progress) as advance, closing(parts):
         for part in parts:
             failures |= part.failures
+            looks |= part.looks
             good += [part] if part.rows else []
             advance(len(part.rows) + len(part.failures))
     refuse_unreadable(failures, items)
     hidden = [part.hidden for part in good if part.hidden is not None]
+    values = torch.cat([part.values for part in good])
     return Features(
-        torch.cat([part.values for part in good]),
+        values,
         torch.cat(hidden) if len(hidden) == len(good) else None,
         backbone.fingerprint,
-        tuple(digest for part in good for digest in part.digests),
+        digests=tuple(digest for part in good for digest in part.digests),
+        notes=(*notes_on(items, looks), *note_on_same(items, same_features(values.mean(1), items))),
     )
+
+
+def same_features(values: Tensor, items: Sequence[ImageLike]) -> list[list[int]]:
+    """Find images of different content that have the same feature, of features `[N, E]`: rows of each group.
+
+    Groups of fewer than `MANY` are left out, for two files may well hold one picture.
+    """
+    units = F.normalize(values.double(), dim=-1)
+    direction = torch.randn(units.shape[1], generator=torch.Generator().manual_seed(0), dtype=units.dtype)
+    order = (units @ direction).argsort()  # the same ones stand together
+    ends = torch.cat([(units[order].diff(dim=0).abs().amax(1) > CLOSE), torch.ones(1, dtype=torch.bool)])
+    starts = [0, *(ends.nonzero().flatten() + 1).tolist()]
+    groups = [sorted(order[start:end].tolist()) for start, end in pairwise(starts) if end - start >= MANY]
+    by_content = [list({_content(items[row]): row for row in reversed(rows)}.values()) for rows in groups]
+    return [sorted(rows) for rows in by_content if len(rows) >= MANY]
+
+
+def _content(item: ImageLike) -> str:
+    return file_digest(item) if is_file(item) else digest(item)

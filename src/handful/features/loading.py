@@ -16,6 +16,8 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.images import Opened, reason_of
+from handful.data.looks import Look
+from handful.data.pixels import spread
 from handful.errors import DataError
 from handful.types import ImageLike
 
@@ -34,6 +36,16 @@ T = TypeVar("T")
 def view_seed(name: str, seed: int, view: int) -> int:
     """Give the seed of an image's view, by the digest of the image."""
     return int.from_bytes(hashlib.sha256(f"{name} {seed} {view}".encode()).digest()[:8], "big") >> 1
+
+
+class Made(NamedTuple):
+    """What a loader made of an image."""
+
+    pixels: Tensor | None
+    """All views `[max(V, 1), 3, H, W]`; None for an image that can't be decoded."""
+    reason: str = ""
+    """Why it can't."""
+    look: Look = Look()
 
 
 @dataclass(frozen=True)
@@ -56,14 +68,15 @@ class Loader:
             return self.backbone.preprocess(image)
         return self.backbone.view(image, view_seed(name, self.seed, view), self.crop_scale)
 
-    def pixels(self, image: Opened) -> tuple[Tensor | None, str]:
-        """Give all views `[max(V, 1), 3, H, W]`, or None and why the image can't be decoded."""
+    def pixels(self, image: Opened) -> Made:
+        """Give all views, or why the image can't be decoded."""
         try:
             decoded = image.decode()
         except DataError as error:
-            return None, reason_of(error, image.item)
+            return Made(None, reason_of(error, image.item))
         name = image.digest if self.views else ""
-        return torch.stack([self.view(decoded, name, view) for view in range(max(self.views, 1))]), ""
+        views = [self.view(decoded, name, view) for view in range(max(self.views, 1))]
+        return Made(torch.stack(views), "", Look(image.deep, spread(decoded)))
 
 
 def ahead(make: Callable[[ThreadPoolExecutor], Generator[T, None, None]]) -> Generator[T, None, None]:
@@ -148,12 +161,15 @@ class Pixels:
         `[n, max(V, 1), 3, H, W]`.
     failures
         By row, why an image can't be read; these are not in `rows`.
+    looks
+        By row, of images that are worth a note.
     """
 
     rows: list[int]
     names: list[str]
     values: Tensor
     failures: dict[int, str]
+    looks: dict[int, Look]
 
 
 def load_pixels(
@@ -165,9 +181,11 @@ def load_pixels(
             failures = {row: read.reason for row, read in some if read.image is None}
             images = {row: read.image for row, read in some if read.image is not None}
             made = dict(zip(images, pool.map(loader.pixels, images.values()), strict=True))
-            failures |= {row: reason for row, (_, reason) in made.items() if reason}
-            kept = {row: pixels for row, (pixels, _) in made.items() if pixels is not None}
-            yield Pixels(list(kept), [batch[row].name for row in kept], stack(list(kept.values())), failures)
+            failures |= {row: one.reason for row, one in made.items() if one.reason}
+            kept = {row: one.pixels for row, one in made.items() if one.pixels is not None}
+            looks = {row: one.look for row, one in made.items() if one.look.is_odd}
+            names = [batch[row].name for row in kept]
+            yield Pixels(list(kept), names, stack(list(kept.values())), failures, looks)
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

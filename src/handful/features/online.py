@@ -11,6 +11,7 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.images import decode, in_threads, require_readable
+from handful.data.looks import notes_on
 from handful.data.sets import Rows, choose_rows
 from handful.features.loading import BATCH
 from handful.features.views import InputStage
@@ -33,9 +34,12 @@ class Online:
     crop_scale: tuple[float, float]
     stage: InputStage | None = None
     digests: tuple[str, ...] = field(init=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digests", tuple(require_readable(self.items)))
+        read = require_readable(self.items)
+        object.__setattr__(self, "digests", tuple(read.names))
+        object.__setattr__(self, "notes", notes_on(self.items, read.looks))
 
     @property
     def fingerprint(self) -> str:

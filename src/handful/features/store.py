@@ -10,7 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple
 
 import safetensors
 import torch
@@ -20,8 +20,16 @@ from torch import Tensor
 
 from handful.files import write_atomically
 
-Row: TypeAlias = tuple[Tensor, Tensor | None]
-"""Features `[V, E]` of one image, and the vectors before the final projection `[V, H]`."""
+
+class Row(NamedTuple):
+    """What is kept of one image."""
+
+    values: Tensor
+    """Features `[V, E]`."""
+    hidden: Tensor | None = None
+    """The vectors before the final projection, `[V, H]`."""
+    spread: int = 255
+    """How far the levels of its pixels lie apart; earlier versions kept no such number."""
 
 
 class Store:
@@ -71,22 +79,29 @@ class Store:
         try:
             with safetensors.safe_open(shard, "pt") as file:
                 values = file.get_tensor("values")[places]
-                hidden = file.get_tensor("hidden")[places] if "hidden" in file.keys() else None  # noqa: SIM118
+                kept = set(file.keys())
+                hidden = file.get_tensor("hidden")[places] if "hidden" in kept else None
+                spreads = file.get_tensor("spreads")[places].tolist() if "spreads" in kept else None
         except (SafetensorError, OSError) as error:
             self._leave_out(shard, error)
             return {}
         hiddens = [None] * len(places) if hidden is None else hidden
-        return dict(zip(rows, zip(values, hiddens, strict=True), strict=True))
+        spreads = [255] * len(places) if spreads is None else spreads
+        return dict(zip(rows, map(Row, values, hiddens, spreads), strict=True))
 
     def _leave_out(self, shard: Path, error: Exception) -> None:
         self._damaged.add(shard)
         warnings.warn(f"Leaving out a damaged cache file, {shard}: {error}", stacklevel=2)
 
-    def write(self, rows: Mapping[str, Row]) -> None:
+    def write(self, given: Mapping[str, Row | tuple[Tensor, Tensor | None]]) -> None:
         """Add a shard; a full or read-only disk costs the cache, not the run."""
-        digests = torch.tensor([list(bytes.fromhex(name)) for name in rows], dtype=torch.uint8)
-        tensors = {"digests": digests, "values": torch.stack([value for value, _ in rows.values()])}
-        hidden = [h for _, h in rows.values() if h is not None]
+        rows = {name: Row(*row) for name, row in given.items()}
+        tensors = {
+            "digests": torch.tensor([list(bytes.fromhex(name)) for name in rows], dtype=torch.uint8),
+            "values": torch.stack([row.values for row in rows.values()]),
+            "spreads": torch.tensor([row.spread for row in rows.values()], dtype=torch.uint8),
+        }
+        hidden = [row.hidden for row in rows.values() if row.hidden is not None]
         if len(hidden) == len(rows):
             tensors["hidden"] = torch.stack(hidden)
         name = hashlib.sha256("".join(rows).encode()).hexdigest()[:32]

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from handful.backbones.base import Backbone
+from handful.data.given import as_items
 from handful.data.images import Opened
+from handful.data.looks import Look
 from handful.data.sets import ImageSet
-from handful.errors import check_integer, unexpected
+from handful.errors import check_integer
 from handful.features import loading
 from handful.features.loading import CROP_SCALE, Loader, ahead, load_pixels, read_batches, stack
 from handful.features.store import Row, Store
@@ -45,6 +47,8 @@ class Part:
         By row, why an image can't be read; these are not in `rows`.
     digests
         SHA-256 of each image, as it was read; empty of features that were given.
+    looks
+        By row, of images that are worth a note: see `handful.data.looks`.
     """
 
     rows: list[int]
@@ -52,6 +56,7 @@ class Part:
     hidden: Tensor | None
     failures: dict[int, str]
     digests: list[str] = field(default_factory=list)
+    looks: dict[int, Look] = field(default_factory=dict)
 
 
 def stream(
@@ -83,18 +88,12 @@ def stream(
         Some images and their features, until every row has been in one part, read or failed.
     """
     loader = Loader(backbone, check_integer("views", views, 0), check_integer("seed", seed), crop_scale)
-    return _stream(loader, _items(items), store_of(loader) if cache else None)
+    return _stream(loader, as_items(items), store_of(loader) if cache else None)
 
 
 def stream_pixels(backbone: Backbone, items: ImageSet | Iterable[ImageLike]) -> Generator[Part, None, None]:
     """Give images as pixels, as for testing, part by part; see `stream`."""
-    return _stream_pixels(Loader(backbone), _items(items))
-
-
-def _items(images: ImageSet | Iterable[ImageLike]) -> Iterable[ImageLike]:
-    if not isinstance(images, Iterable | ImageSet):
-        raise unexpected("images", images, "paths, images, an ImageSet or Features")
-    return images.items if isinstance(images, ImageSet) else images
+    return _stream_pixels(Loader(backbone), as_items(items))
 
 
 def store_of(loader: Loader) -> Store:
@@ -109,7 +108,7 @@ def _stream_pixels(loader: Loader, items: Iterable[ImageLike]) -> Generator[Part
     with closing(ahead(partial(load_pixels, items=items, loader=loader, named=True))) as parts:
         for part in parts:
             values = part.values[:, 0] if part.rows else part.values
-            yield Part(part.rows, values, None, part.failures, part.names)
+            yield Part(part.rows, values, None, part.failures, part.names, part.looks)
 
 
 def _stream(loader: Loader, items: Iterable[ImageLike], store: Store | None) -> Generator[Part, None, None]:
@@ -117,7 +116,7 @@ def _stream(loader: Loader, items: Iterable[ImageLike], store: Store | None) -> 
     with closing(ahead(partial(_prepare, items=items, loader=loader, store=store))) as groups:
         for group in groups:
             if group.new:
-                fresh |= _encode(loader.backbone, group.new, group.pixels)
+                fresh |= _encode(loader.backbone, group)
             known = [group.found.get(name) or fresh[name] for name in group.names.values()]
             if group.is_last:
                 _write(store, fresh)
@@ -141,8 +140,10 @@ class _Group:
     """Digests, by row."""
     failures: dict[int, str] = field(default_factory=dict)
     """By row."""
-    new: list[str] = field(default_factory=list)
-    """Digests of what must be encoded."""
+    deep: set[int] = field(default_factory=set)
+    """Rows of images beyond 8 bits."""
+    new: dict[str, int] = field(default_factory=dict)
+    """What must be encoded: digests, and how far the levels of the image lie apart."""
     pixels: Tensor = field(default_factory=lambda: torch.empty(0))
     """Of the new ones, `[n, max(V, 1), 3, H, W]`."""
     is_last: bool = False
@@ -161,9 +162,10 @@ def _prepare(
 
     def finish(group: _Group, images: dict[str, Opened]) -> _Group:
         made = dict(zip(images, pool.map(loader.pixels, images.values()), strict=True))
-        failed.update((name, reason) for name, (_, reason) in made.items() if reason)
-        pixels = {name: pixels for name, (pixels, _) in made.items() if pixels is not None}
-        group.new, group.pixels = list(pixels), stack(list(pixels.values()))
+        failed.update((name, one.reason) for name, one in made.items() if one.reason)
+        pixels = {name: one.pixels for name, one in made.items() if one.pixels is not None}
+        group.new = {name: made[name].look.spread for name in pixels}
+        group.pixels = stack(list(pixels.values()))
         group.failures |= {row: failed[name] for row, name in group.names.items() if name in failed}
         group.names = {row: name for row, name in group.names.items() if name not in failed}
         coming.update(pixels)
@@ -181,6 +183,7 @@ def _prepare(
                 group.failures[row] = reason
                 continue
             group.names[row] = name
+            group.deep |= {row} if image.deep else set()
             if not (name in found or name in coming or name in failed):
                 images.setdefault(name, image)
             if len(images) == loader.at_once:
@@ -190,22 +193,24 @@ def _prepare(
             yield finish(group, images)
 
 
-def _encode(backbone: Backbone, names: list[str], pixels: Tensor) -> dict[str, Row]:
-    """Encode pixels `[n, V, 3, H, W]`, at most `BATCH` of them at once, by the digests of their images."""
-    made = [backbone.encode_image_hidden(some) for some in pixels.flatten(0, 1).split(loading.BATCH)]
-    shape = (*pixels.shape[:2], -1)
+def _encode(backbone: Backbone, group: _Group) -> dict[str, Row]:
+    """Encode the new pixels of a group, at most `BATCH` of them at once, by the digests of their images."""
+    made = [backbone.encode_image_hidden(some) for some in group.pixels.flatten(0, 1).split(loading.BATCH)]
+    shape = (*group.pixels.shape[:2], -1)
     values = torch.cat([value.cpu() for value, _ in made]).view(shape)
     hiddens = [h.cpu() for _, h in made if h is not None]
-    hidden = torch.cat(hiddens).view(shape) if hiddens else [None] * len(names)
-    return dict(zip(names, zip(values, hidden, strict=True), strict=True))
+    hidden = torch.cat(hiddens).view(shape) if hiddens else [None] * len(values)
+    return dict(zip(group.new, map(Row, values, hidden, group.new.values()), strict=True))
 
 
 def _part(group: _Group, known: list[Row]) -> Part:
-    hidden = [h for _, h in known if h is not None]
+    hidden = [row.hidden for row in known if row.hidden is not None]
+    looks = {row: Look(row in group.deep, one.spread) for row, one in zip(group.names, known, strict=True)}
     return Part(
         list(group.names),
-        stack([value for value, _ in known]),
+        stack([row.values for row in known]),
         torch.stack(hidden) if hidden and len(hidden) == len(known) else None,
         group.failures,
         list(group.names.values()),
+        {row: look for row, look in looks.items() if look.is_odd},
     )

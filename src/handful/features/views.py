@@ -24,6 +24,7 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.images import decode, in_threads, refuse_unreadable, require_readable
+from handful.data.looks import Look, notes_on
 from handful.errors import DataError, check_integer, unexpected
 from handful.features.loading import BATCH, Loader, ahead, load_pixels
 from handful.files import cache_folder
@@ -86,9 +87,11 @@ class Views:
             room(4 * int(np.prod(self.shape))) if keep == "auto" else keep
         )
         self.names: list[str] = []
+        self.notes: tuple[str, ...] = ()
         self.states: Tensor | None = None
         if self.kept == "off":
-            self.names = require_readable(items)
+            checked = require_readable(items)
+            self.names, self.notes = checked.names, notes_on(items, checked.looks)
         else:
             self.states = torch.empty(self.shape) if self.kept == "memory" else scratch(self.shape)
             self._fill(self.states)
@@ -130,16 +133,19 @@ class Views:
     def _fill(self, states: Tensor) -> None:
         """Read every view of every image, once."""
         failures: dict[int, str] = {}
+        looks: dict[int, Look] = {}
         parts = ahead(partial(load_pixels, items=self.items, loader=self.loader, named=True))
         with bar("Reading views", states.shape[:2].numel()) as advance, closing(parts):
             for part in parts:
                 failures |= part.failures
+                looks |= part.looks
                 self.names += part.names
                 if part.rows and not failures:  # after a failure only the others are looked for
                     read = [self._read(some) for some in part.values.flatten(0, 1).split(BATCH)]
                     states[part.rows] = torch.cat(read).view(len(part.rows), *self.shape[1:])
                 advance((len(part.rows) + len(part.failures)) * self.shape[1])
         refuse_unreadable(failures, self.items)
+        self.notes = notes_on(self.items, looks)
 
 
 def room(size: int) -> Literal["memory", "disk", "off"]:
