@@ -261,7 +261,27 @@ def test_compare_ranks_by_the_mean_over_classes():
     assert large.balanced_accuracy == pytest.approx(1 / 3)
     assert good.accuracy < large.accuracy
     assert (found.smallest, found.largest, found.folds) == (3, 100, 16)
-    assert found.notes == ("Classes have 3 to 100 images: each class counts alike, not each image.",)
+    assert found.notes[-1] == "Classes have 3 to 100 images: each class counts alike, not each image."
+
+
+class FreeOfNames(Right):
+    """Says that it does not trust names."""
+
+    trusts_names = False
+
+
+def test_where_names_say_nothing_no_method_that_trusts_them_is_advised():
+    images = described([8] * 4)
+    methods = {"zero-shot": Large(), "trusting": Right(4), "free": FreeOfNames(9)}
+    found = compare(methods, images)
+    assert [one.method for one in found.ranks] == ["trusting", "free", "zero-shot"]
+    assert found.best == "free"
+    assert "The class names say nothing of these images: zero-shot has 25 %" in found.notes[0]
+    found = compare({**methods, "zero-shot": Right(12)}, images)
+    assert (found.best, found.notes) == ("trusting", ())
+    assert (
+        compare({"zero-shot": Large(), "trusting": Right(4)}, images).best == "trusting"
+    )  # there is no other
 
 
 def test_a_class_of_one_image_is_learned_and_not_measured():

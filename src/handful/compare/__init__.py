@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
 
@@ -22,6 +23,7 @@ from handful.compare.estimates import Estimate, estimate
 from handful.data import ImageSet
 from handful.errors import DataError, check_integer, unexpected
 from handful.estimator import FewShotClassifier
+from handful.estimator.noting import names_test
 from handful.methods import METHODS, find_method
 from handful.protocols import answer
 from handful.selection import folds
@@ -89,7 +91,7 @@ def compare(
         )
     count = min(check_integer("folds", count, 2), int(sizes.max()))
     repeats = max(round(FITS / count), 1) if repeats is None else check_integer("repeats", repeats, 1)
-    trials = {name: Trial(method, np.zeros((repeats, len(images)))) for name, method in methods.items()}
+    trials = {name: Trial(method, np.full((repeats, len(images)), -1)) for name, method in methods.items()}
     for repeat in range(repeats):
         order = np.random.default_rng([seed, repeat]).permutation(len(images))
         for name, trial in trials.items():
@@ -97,16 +99,19 @@ def compare(
             for held in _held_out(labels[order], count):
                 trial.run(repeat, images, order[~held], order[held])
     measured = np.flatnonzero(sizes[labels] > 1)
-    right = {name: trial.right[:, measured].mean(0) for name, trial in trials.items()}
+    right = {name: (trial.predicted == labels)[:, measured].mean(0) for name, trial in trials.items()}
     ranks = rank(
         right,
         labels[measured],
         {name: trial.selection for name, trial in trials.items()},
         {name: float(np.median(trial.seconds)) for name, trial in trials.items()},
     )
-    best = choose(ranks, False, [name for name, method in methods.items() if method.trusts_names])
+    zero = torch.from_numpy(trials[ZERO_SHOT].predicted[0, measured])
+    names = names_test(zero, torch.from_numpy(labels[measured]), len(sizes))
+    trusting = [name for name, method in methods.items() if method.trusts_names]
+    best = choose(ranks, trusting if names.say_nothing else ())
     return Comparison(
-        ranks, best.method, advise(best, ranks), notes_on(sizes, images.class_names), len(images),
+        ranks, best.method, advise(best, ranks), notes_on(sizes, images.class_names, names), len(images),
         len(sizes), int(sizes.min()), int(sizes.max()), repeats, count,
     )  # fmt: skip
 
@@ -122,10 +127,10 @@ def _held_out(labels: NDArray[np.int64], count: int) -> Iterator[NDArray[np.bool
 
 @dataclass
 class Trial:
-    """A method, and which images it had right, in each repeat `[R, N]`."""
+    """A method, and the class that it gave each image, in each repeat `[R, N]`; -1 for none."""
 
     method: FewShotClassifier
-    right: NDArray[np.float64]
+    predicted: NDArray[np.int64]
     seconds: list[float] = field(default_factory=list)
     selection: str = ""
 
@@ -135,5 +140,4 @@ class Trial:
         clf = clone(self.method).fit(images[kept])
         self.seconds.append(time.perf_counter() - start)
         self.selection = clf.selection_
-        others = images[held]
-        self.right[repeat, held] = answer(clf, others).argmax(1) == others.labels
+        self.predicted[repeat, held] = answer(clf, images[held]).argmax(1)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handful.compare.estimates import estimate
+from handful.estimator.noting import NamesTest
 
 ZERO_SHOT = "zero-shot"
 SURE = 0.9
@@ -120,14 +121,17 @@ def rank(
     return found
 
 
-def choose(ranks: Sequence[Rank], names_say_nothing: bool, trusting: Sequence[str]) -> Rank:
+def choose(ranks: Sequence[Rank], unfit: Sequence[str] = ()) -> Rank:
     """Give the method whose expected loss is least: the first, whatever the doubt.
 
-    Among methods that trust class names there is none to take where these say nothing: what they gain by
-    chance on a few images, they lose on others.
+    Parameters
+    ----------
+    ranks
+        The best first.
+    unfit
+        Methods not to take if there is another: those that trust class names, where these say nothing.
     """
-    fit = [one for one in ranks if not (names_say_nothing and one.method in trusting)]
-    return (fit or list(ranks))[0]
+    return next((one for one in ranks if one.method not in unfit), ranks[0])
 
 
 def advise(best: Rank, ranks: Sequence[Rank]) -> str:
@@ -163,12 +167,18 @@ def _advise_zero_shot(zero: Rank, others: Sequence[Rank]) -> str:
     )
 
 
-def notes_on(sizes: NDArray[np.int64], names: Sequence[str]) -> tuple[str, ...]:
-    """Say what to know of classes of few images, by the images of each `[C]`."""
+def notes_on(sizes: NDArray[np.int64], classes: Sequence[str], names: NamesTest) -> tuple[str, ...]:
+    """Say what to know of the images of each class `[C]`, and of what the class names say."""
     found = []
+    if names.say_nothing:
+        found.append(
+            f"The class names say nothing of these images: zero-shot has {100 * names.accuracy:.0f} %, where "
+            f"chance has {100 * names.chance:.0f} %. No method that trusts names is advised; names that say "
+            "what the images show would help them all."
+        )
     if alone := np.flatnonzero(sizes < 2).tolist():
         found.append(
-            f"One image of {_listed([names[row] for row in alone[:5]])}"
+            f"One image of {_listed([classes[row] for row in alone[:5]])}"
             f"{' and others' if alone[5:] else ''}: learned, and not measured."
         )
     if sizes.max() > 2 * sizes.min():

@@ -55,6 +55,11 @@ class NamesTest:
     p_value: float
     poor: float
 
+    @property
+    def say_nothing(self) -> bool:
+        """Whether zero-shot is no better than chance, on images enough to see that it would be."""
+        return self.poor < POOR and not self.p_value < LEVEL
+
 
 def names_p_value(features: Tensor, class_weights: Tensor, labels: Tensor) -> float:
     """Give the p-value of the names saying nothing: below 0.01 they say something of these images.
@@ -83,12 +88,15 @@ def check_names_say_something(features: Tensor, class_weights: Tensor, labels: T
     index = by_class(labels, classes)[:, : max(min(MOST_A_CLASS, MOST // classes), 1)]
     rows = index[index >= 0]
     predicted = (F.normalize(features[rows], dim=-1) @ class_weights.T).argmax(1)
-    counts = torch.bincount(labels[rows], minlength=classes)
+    return names_test(predicted, labels[rows], classes)
+
+
+def names_test(predicted: Tensor, labels: Tensor, classes: int) -> NamesTest:
+    """Test the names by what zero-shot predicts `[N]` for images of some labels `[N]`, rows of C classes."""
+    counts = torch.bincount(labels, minlength=classes)
     present = counts > 0
-    confusion = torch.zeros(
-        classes, classes, dtype=torch.float64
-    )  # shares of each class, rows that add up to 1
-    confusion.index_put_((labels[rows], predicted), 1 / counts[labels[rows]].double(), accumulate=True)
+    confusion = torch.zeros(classes, classes, dtype=torch.float64)  # shares of each class
+    confusion.index_put_((labels, predicted), 1 / counts[labels].double(), accumulate=True)
     confusion = confusion[present]
     own = torch.nonzero(present)[:, 0]
     accuracy = float(confusion[torch.arange(len(own)), own].mean())
@@ -192,7 +200,7 @@ def names_notes(method: Method, task: Task, text_given: bool) -> tuple[str, ...]
     found = check_names_say_something(inputs.pooled(), text, task.labels)
     codes, better = not text_given and look_like_codes(task.class_names), found.p_value < LEVEL
     doubtful = found.accuracy < (1 + found.chance) / 2 and (not better or len(task.class_names) < FEWEST)
-    if not (found.poor < POOR and not better) and not (codes and doubtful):
+    if not found.say_nothing and not (codes and doubtful):
         return ()
     scored = (
         f"{100 * found.accuracy:.0f} % on the support images, where chance has {100 * found.chance:.0f} %"
