@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,8 @@ from handful.cli.common import (
     OnError,
     Weights,
     console,
+    echo,
+    echo_json,
     find_class,
     plain,
     read_specs,
@@ -125,7 +126,10 @@ def _print_fit(clf: FewShotClassifier, facts: dict[str, Any], seconds: float, as
         "seconds": round(seconds, 2),
         **({"calibration": clf.calibration_.facts()} if clf.calibration_ else {}),
     }
-    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {plain(v)}" for k, v in facts.items()))
+    if as_json:
+        echo_json(facts)
+    else:
+        echo("\n".join(f"{k}: {plain(v)}" for k, v in facts.items()))
 
 
 def meta_train(
@@ -151,7 +155,7 @@ def meta_train(
 
     refiner, images = use_images(folder, on_error, learn)
     refiner.save(out)
-    typer.echo(f"{out}: trained on {len(images)} images, last loss {refiner.facts['training']['loss']:.4f}")
+    echo(f"{out}: trained on {len(images)} images, last loss {refiner.facts['training']['loss']:.4f}")
 
 
 def compare(
@@ -194,10 +198,10 @@ def compare(
         candidates[found.best].fit(images).save(out)
         say(f"{found.best}, fitted on all {len(images)} images: {out}")
     if as_json:
-        typer.echo(json.dumps(asdict(found)))
+        echo_json(asdict(found))
         return
     console().print(comparison_table(found))
-    typer.echo(found.advice)
+    echo(found.advice)
 
 
 def _check_classes(folder: Path, images: ImageSet) -> ImageSet:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from handful.cli.common import AsJson, BackboneName, OnError, Weights, read_images, read_specs, say
+from handful.cli.common import (
+    AsJson,
+    BackboneName,
+    OnError,
+    Weights,
+    echo,
+    echo_json,
+    read_images,
+    read_specs,
+    say,
+)
 from handful.names import PROTOCOLS, SEEDS
 
 analyze = typer.Typer(help="Look into a backbone.", no_args_is_help=True)
@@ -60,7 +69,10 @@ def bench(
             f"error: {line['data']}, {line['method']}, {line['shots']} shots, seed {line['seed']}: "
             f"{line['error']}"
         )
-    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
+    if as_json:
+        echo_json(facts)
+    else:
+        echo("\n".join(f"{k}: {v}" for k, v in facts.items()))
     if errors:
         raise typer.Exit(1)
 
@@ -80,7 +92,7 @@ def report(
     from handful.report.page import write_report
 
     for path in write_report(folder):
-        typer.echo(str(path))
+        echo(str(path))
 
 
 @analyze.command()
@@ -97,6 +109,8 @@ def layers(
     as_json: AsJson = False,
 ) -> None:
     """Measure how well each layer of both towers separates data sets, and how alike the towers are there."""
+    from dataclasses import asdict
+
     from handful import load_backbone
     from handful.analysis.layers import analyze_layers, markdown, write_analysis
     from handful.errors import unexpected
@@ -110,5 +124,8 @@ def layers(
     read = {name: read_images(path, on_error) for name, path in zip(names, paths, strict=True)}
     found = analyze_layers(load_backbone(backbone, weights=weights), read, per_set=images)
     written = write_analysis(found, out)
-    typer.echo(written[0].read_text() if as_json else markdown(found), nl=False)
+    if as_json:
+        echo_json(asdict(found))
+    else:
+        echo(markdown(found).rstrip("\n"))
     say(f"written: {', '.join(map(str, written))}")

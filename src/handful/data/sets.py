@@ -17,6 +17,7 @@ import numpy as np
 from handful.data.images import check_images
 from handful.data.reading import LeftOut, Report, find_same, refuse
 from handful.errors import DataError, UnreadableImages, unexpected
+from handful.files import readable_name
 from handful.types import ImageLike
 
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
@@ -267,7 +268,7 @@ def _is_system(path: Path) -> bool:
 
 def clean_name(name: str) -> str:
     """Turn a folder or file name into words: underscores are spaces, as in the published prompts."""
-    return " ".join(name.replace("_", " ").split())
+    return " ".join(readable_name(name).replace("_", " ").split())
 
 
 def _assemble(

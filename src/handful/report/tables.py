@@ -241,7 +241,7 @@ def _by(items: Iterable[T], key: Callable[[T], tuple[Any, ...]]) -> list[tuple[t
 @cache
 def published_tables() -> list[dict[str, Any]]:
     """Every published table, as `published.toml` has it."""
-    table: dict[str, Any] = tomllib.loads(files("handful.data").joinpath("published.toml").read_text())
+    table: dict[str, Any] = tomllib.loads(files("handful.data").joinpath("published.toml").read_text("utf-8"))
     return list(table["tables"])
 
 
