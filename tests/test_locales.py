@@ -115,6 +115,14 @@ def test_whatever_an_encoding_lacks_is_escaped_as_json_is(monkeypatch: pytest.Mo
     monkeypatch.undo()
 
 
+def test_a_report_of_a_folder_whose_name_is_no_unicode():
+    from handful.files import escaped
+    from handful.report.tables import Group
+
+    assert Group("few-shot", "b\udcff", "mini", []).title == r"few-shot, b\udcff, mini"
+    assert escaped("红 🐼") == "红 🐼"
+
+
 def test_a_stream_that_is_no_file_is_left_alone(monkeypatch: pytest.MonkeyPatch):
     import io
 

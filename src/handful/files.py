@@ -81,6 +81,11 @@ def is_writable(folder: Path) -> bool:
         return False
 
 
+def escaped(text: str) -> str:
+    """Write out what of a text is no Unicode, as a file name may be: pictures and UTF-8 take none of it."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def readable_name(name: str) -> str:
     """Give a file's name as it is in UTF-8, where the system's encoding is another and can't read it."""
     if not any("\ud800" <= letter <= "\udfff" for letter in name):

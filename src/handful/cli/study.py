@@ -114,11 +114,13 @@ def layers(
     from handful import load_backbone
     from handful.analysis.layers import analyze_layers, markdown, write_analysis
     from handful.errors import unexpected
+    from handful.files import escaped
 
     paths = [path.absolute() for path in [*datasets, *(more or [])]]
     names = [path.name if path.is_dir() else path.stem for path in paths]
     if len(set(names)) < len(names):
         names = [f"{path.parent.name}-{name}" for path, name in zip(paths, names, strict=True)]
+    names = [escaped(name) for name in names]
     if len(set(names)) < len(names):
         raise unexpected("--datasets", names, "data sets whose folders have different names")
     read = {name: read_images(path, on_error) for name, path in zip(names, paths, strict=True)}

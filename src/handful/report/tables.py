@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from handful.analysis.manifold import Manifold
 from handful.bench import JOINED, Line
+from handful.files import escaped
 from handful.metrics import harmonic_mean, mean_spread
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ class Group:
     @property
     def title(self) -> str:
         """What it is of."""
-        return f"{self.protocol}, {self.data}, {self.backbone}"
+        return escaped(f"{self.protocol}, {self.data}, {self.backbone}")
 
     @property
     def tests(self) -> list[str]:
