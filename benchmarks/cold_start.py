@@ -50,7 +50,7 @@ def spend(command: list[str]) -> tuple[float, float]:
 def imported(command: list[str]) -> list[str]:
     """Give the heavy modules that a command of Python's imports."""
     timed = [command[0], "-X", "importtime", *command[1:]]
-    text = subprocess.run(timed, capture_output=True, text=True, check=True).stderr
+    text = subprocess.run(timed, capture_output=True, encoding="utf-8", check=True).stderr
     names = set(re.findall(r"^import time:.*\| +(\S+)$", text, re.MULTILINE))
     return [name for name in HEAVY if name in names]
 

@@ -92,7 +92,7 @@ async def load(url: str, files: list[bytes], told: list[tuple[str, float]], args
 
 def memory(process: int) -> float:
     """Megabytes that a process holds now."""
-    fields = Path(f"/proc/{process}/status").read_text().split("VmRSS:")[1].split()
+    fields = Path(f"/proc/{process}/status").read_text("ascii").split("VmRSS:")[1].split()
     return round(int(fields[0]) / 1024, 1)
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     files = [path.read_bytes() for path in paths]
     for name, batch in BATCHES.items():
         words = [sys.executable, "-c", SERVER, str(args.model), str(batch)]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        with subprocess.Popen(words, stdout=subprocess.PIPE, encoding="utf-8") as server:
             assert server.stdout is not None
             url = server.stdout.readline().strip()
             asyncio.run(load(url, files, told, argparse.Namespace(requests=200, clients=args.clients)))

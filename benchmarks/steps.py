@@ -118,14 +118,14 @@ def differences(ours: dict[str, Tensor], published: dict[str, Tensor]) -> dict[s
 
 def status(field: str) -> int:
     """Bytes of a field of Linux's account of this process."""
-    text = Path("/proc/self/status").read_text()
+    text = Path("/proc/self/status").read_text("ascii")
     return 1024 * int(text.split(f"{field}:")[1].split()[0])
 
 
 def peak(step: Step) -> int:
     """Bytes that one step takes at its peak above what was there before."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model
+    Path("/proc/self/clear_refs").write_text("5", "ascii")  # forget the peak of building the model
     before = status("VmRSS")
     step()
     return status("VmHWM") - before
@@ -134,7 +134,7 @@ def peak(step: Step) -> int:
 def peak_of(name: str) -> int:
     """Run this very script again in a process of its own that only measures one step's peak."""
     done = subprocess.run(
-        [sys.executable, *sys.argv, "--peak", name], capture_output=True, text=True, check=True
+        [sys.executable, *sys.argv, "--peak", name], capture_output=True, encoding="utf-8", check=True
     )
     return int(done.stdout.splitlines()[-1])
 

@@ -25,7 +25,7 @@ parser.add_argument("--width", type=int, default=512)
 
 def held() -> float:
     """GB that this process holds now (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
     return pages * resource.getpagesize() / 2**30
 
 

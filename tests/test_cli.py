@@ -290,10 +290,44 @@ def test_a_backbone_that_moved_is_given(call, two_classes: Path, tmp_path: Path)
     ):
         code, _, err = call(*words)
         assert code == 1, words
+        assert str(config) in err
+        assert "are no longer there. If it was moved, say where it is: --backbone" in err
         code, _, err = call(*words, *here)
         assert code == 0, err
-    code, _, err = call("predict", model, image, "--weights", moved / weights.name)
-    assert (code, "none without --backbone" in err) == (1, True)
+    assert call("predict", model, image, *here[:2])[0] == 0  # its weights lie beside it
     write_model(moved, TINY, seed=1)
     code, _, err = call("predict", model, image, *here)
     assert (code, "fingerprint" in err) == (1, True)
+
+
+def test_a_server_takes_the_backbone_it_is_given(call, two_classes: Path, tmp_path: Path):
+    from handful.serve import make_server
+
+    config, weights = write_model(tmp_path / "tiny", TINY)
+    model = tmp_path / "m"
+    assert call("fit", two_classes, "--backbone", config, "--weights", weights, "--out", model)[0] == 0
+    moved = (tmp_path / "tiny").rename(tmp_path / "moved")
+    with pytest.raises(handful.CheckpointError, match="no longer there"):
+        make_server([model], port=0)
+    make_server([model], str(moved / config.name), moved / weights.name, port=0)
+    make_server([model], str(moved / config.name), port=0)
+    for other in ("mini", str(write_model(tmp_path / "other", TINY, seed=1)[0])):
+        with pytest.raises(handful.FingerprintError):
+            make_server([model], other, port=0)
+
+
+def test_weights_that_moved_alone_are_given(call, two_classes: Path, tmp_path: Path):
+    config, weights = write_model(tmp_path / "tiny", TINY)
+    model, image = tmp_path / "m", next((two_classes / "lamp").iterdir())
+    assert call("fit", two_classes, "--backbone", config, "--weights", weights, "--out", model)[0] == 0
+    moved = weights.rename(tmp_path / "elsewhere.safetensors")
+    code, _, err = call("predict", model, image)
+    assert code == 1
+    assert f"with the weights {weights}; {weights} is no longer there" in err
+    assert call("predict", model, image, "--weights", moved)[0] == 0
+    config.rename(tmp_path / "new.json")
+    code, _, err = call("predict", model, image, "--backbone", tmp_path / "new.json", "--weights", moved)
+    assert code == 0, err
+    assert call("fit", two_classes, "--out", tmp_path / "on_mini")[0] == 0
+    code, _, err = call("predict", tmp_path / "on_mini", image, "--weights", moved)
+    assert (code, "none without a backbone" in err) == (1, True)

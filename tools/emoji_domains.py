@@ -34,7 +34,7 @@ def read(folder: Path, styles: list[str]) -> dict[str, dict[str, dict[str, Any]]
     """Read what is known of each emoji, by style and codepoint; only those that every style draws."""
     found: dict[str, dict[str, dict[str, Any]]] = {style: {} for style in styles}
     for path in sorted(folder.glob("*.json")):
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_bytes())
         if facts["style"] in found:
             image = str(path.with_suffix(".webp").absolute())
             found[facts["style"]].setdefault(facts["codepoint"], {**facts, "path": image})
@@ -70,6 +70,6 @@ if __name__ == "__main__":
         part = "train" if number == 0 else "test"
         rows = by_subgroup(emoji) if args.by == "subgroup" else by_codepoint(emoji, part)
         table = args.out / f"{style}.jsonl"
-        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         images = ImageSet.from_table(table)
         print(f"{table}: {len(images)} images, {len(images.class_names)} classes")

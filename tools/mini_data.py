@@ -34,7 +34,7 @@ class Source:
 def _read(path: Path) -> tuple[NDArray[np.uint8], list[str], str]:
     with Image.open(path, formats=["WEBP"]) as image:
         pixels = np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-    facts = json.loads(path.with_suffix(".json").read_text())
+    facts = json.loads(path.with_suffix(".json").read_bytes())
     return pixels, facts["texts"], facts.get("wnid", "")
 
 

@@ -73,7 +73,7 @@ def main() -> None:
     parts = {"train": long_tail(split["train"]), "test": np.random.default_rng(1).permutation(test).tolist()}
     for number, (name, rows) in enumerate(parts.items()):
         found = paste(split[name], rows, out / name, number)
-        (out / f"{name}.json").write_text(json.dumps(found))
+        (out / f"{name}.json").write_text(json.dumps(found), "utf-8")
     mini = load_backbone("mini")
     train, test_boxes = (read_coco(out / f"{name}.json", out / name) for name in parts)
     refiner = load_refiner(REFINER, mini.fingerprint)

@@ -120,7 +120,7 @@ class Texts:
 
 def build(kept: int) -> open_clip.CLIP:
     """Build `mini` with a token table of the kept rows and the shared one."""
-    config = json.loads(CONFIG.read_text())
+    config = json.loads(CONFIG.read_bytes())
     model_cfg = config["model_cfg"]
     model_cfg["text_cfg"]["vocab_size"] = kept + 1
     model = open_clip.CLIP(**model_cfg)

@@ -201,7 +201,7 @@ class Job:
     def lines(self, failed: bool = False) -> list[Line] | None:
         """Give what is kept of it; None if it isn't finished, or failed and that isn't asked for."""
         try:
-            found = [json.loads(line) for line in self.path.read_text().splitlines()]
+            found = [json.loads(line) for line in self.path.read_bytes().splitlines()]
         except (OSError, ValueError):
             return None
         return found if failed or not any("error" in line for line in found) else None
@@ -355,7 +355,7 @@ def read_results(folder: Path) -> list[Line]:
     cells = sorted((folder / "cells").glob("*.jsonl"))
     if not cells:
         raise DataError(f"{folder} holds no results. Make some: handful bench ... --out {folder}")
-    lines = [json.loads(line) for cell in cells for line in cell.read_text().splitlines()]
+    lines = [json.loads(line) for cell in cells for line in cell.read_bytes().splitlines()]
     rank = {name: number for number, name in enumerate(METHODS)}
 
     def key(line: Line) -> tuple[Any, ...]:

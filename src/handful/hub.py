@@ -57,7 +57,7 @@ def push(folder: str | Path, repo: str | Path, *, private: bool = False) -> str:
     try:
         place.mkdir(parents=True, exist_ok=True)
         attributes = place / ".gitattributes"
-        lines = attributes.read_text() if attributes.exists() else ""
+        lines = attributes.read_text("utf-8") if attributes.exists() else ""
         if not re.search(r"^\*\.safetensors\s.*filter=lfs", lines, re.M):
             ending = "\n" if lines and not lines.endswith("\n") else ""
             write_atomically(attributes, f"{lines}{ending}{LARGE}\n".encode())

@@ -64,7 +64,7 @@ def expand_tokens(state: dict[str, Tensor], vocabulary: int) -> dict[str, Tensor
 def load(**place: Any) -> Backbone:
     """Load the embedded backbone; nothing is fetched."""
     folder = files("handful").joinpath("assets/mini")
-    settings = json.loads(folder.joinpath("config.json").read_text())
+    settings = json.loads(folder.joinpath("config.json").read_bytes())
     state = read_tensors(folder.joinpath("model.safetensors").read_bytes())
     config = settings["model_cfg"]
     with torch.device("meta"):  # no memory, no time and no one's random numbers for weights to be replaced

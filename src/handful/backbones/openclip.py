@@ -157,7 +157,7 @@ def _load_files(config: Path, weights: str | Path | None, **place: Any) -> Backb
 def read_config(config: Path) -> dict[str, Any]:
     """Read a model config in open_clip's JSON form."""
     try:
-        settings = json.loads(config.read_text())
+        settings = json.loads(config.read_bytes())
     except OSError as error:
         raise BackboneError(f"Got config={str(config)!r}: {error.strerror or error}.") from error
     except ValueError as error:

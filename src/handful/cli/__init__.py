@@ -15,7 +15,7 @@ import warnings
 import typer
 
 from handful.cli import evaluate, learn, serve, share, study, use
-from handful.cli.common import say
+from handful.cli.common import escape_what_has_no_code, say
 
 app = typer.Typer(
     name="handful",
@@ -48,6 +48,7 @@ def main() -> None:
     """Run the command line, and turn errors into one line and an exit code."""
     from handful.errors import HandfulError
 
+    escape_what_has_no_code()
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
     try:
         app(prog_name="handful")
@@ -59,4 +60,7 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # the disk is full, or can't be written at all
+        say(f"error: {error}")
         sys.exit(1)

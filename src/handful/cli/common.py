@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from handful.backbones import Backbone
     from handful.data import ImageSet
     from handful.estimator import FewShotClassifier
 
@@ -55,9 +57,38 @@ OwnBackbone = Annotated[
 ]
 
 
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Write what an encoding lacks as JSON would, so that JSON stays JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def escape_what_has_no_code() -> None:
+    r"""Let stdout and stderr write any text: `\u7ea2` where their encoding has no such character.
+
+    Class and file names are in any language, and a file name need not be Unicode at all.
+    """
+    codecs.register_error("handful.escape", _escape)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="handful.escape")
+
+
+def echo(text: str) -> None:
+    """Write a line to stdout, at once: it is not lost if the next step fails."""
+    print(text, flush=True)
+
+
+def echo_json(value: object) -> None:
+    """Write a value as JSON to stdout: in UTF-8, and in ASCII where stdout has another encoding."""
+    encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+    echo(json.dumps(value, ensure_ascii=encoding != "utf-8"))
+
+
 def say(text: str) -> None:
     """Write a line to stderr."""
-    typer.echo(text, err=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def console() -> Console:
@@ -129,19 +160,7 @@ def load_classifier(
     from handful import load
 
     cls = None if method is None else find_class(method)
-    return load(model, given_backbone(backbone, weights), cls)
-
-
-def given_backbone(backbone: str | None, weights: Path | None, **settings: Any) -> Backbone | None:
-    """Load the backbone that is to be used in place of a classifier's recorded one; None for that one."""
-    from handful import load_backbone
-    from handful.errors import unexpected
-
-    if backbone is None:
-        if weights is not None:
-            raise unexpected("--weights", str(weights), "none without --backbone, the config.json of them")
-        return None
-    return load_backbone(backbone, weights=weights, **settings)
+    return load(model, backbone, cls, weights=weights)
 
 
 def plain(value: object) -> str:

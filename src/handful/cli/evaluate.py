@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,8 @@ from handful.cli.common import (
     OwnMethod,
     Weights,
     console,
+    echo,
+    echo_json,
     load_classifier,
     say,
     use_images,
@@ -114,18 +115,17 @@ def _print(found: Evaluation, as_json: bool, per_class: bool) -> None:
     from handful.report.scores import TABLE_UP_TO, class_table, rest_lines, score_lines
 
     if as_json:
-        text = json.dumps(found.facts(), ensure_ascii=False)
-        typer.echo(text.encode(errors="backslashreplace").decode())  # a file name may be no Unicode
+        echo_json(found.facts())
         for note in found.notes:
             say(f"note: {note}")
     else:
         whole = per_class or len(found.class_scores) <= TABLE_UP_TO
         for line in (*score_lines(found), *(f"note: {note}" for note in found.notes)):
-            typer.echo(line)
+            echo(line)
         if whole:
             console().print(class_table(found))
         for line in rest_lines(found, whole):
-            typer.echo(line)
+            echo(line)
 
 
 def unlabelled(folder: Path) -> ImageSet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +15,8 @@ from handful.cli.common import (
     OnError,
     Weights,
     console,
+    echo,
+    echo_json,
     find_class,
     plain,
     read_specs,
@@ -129,11 +130,11 @@ def _print_fit(clf: FewShotClassifier, facts: dict[str, Any], seconds: float, as
         **({"calibration": clf.calibration_.facts()} if clf.calibration_ else {}),
     }
     if as_json:
-        typer.echo(json.dumps(facts))
+        echo_json(facts)
         return
     least, most = facts["images_per_class"]
     facts["images_per_class"] = least if least == most else f"{least} to {most}"
-    typer.echo("\n".join(f"{k}: {plain(v)}" for k, v in facts.items()))
+    echo("\n".join(f"{k}: {plain(v)}" for k, v in facts.items()))
 
 
 def meta_train(
@@ -160,7 +161,7 @@ def meta_train(
 
     refiner, images = use_images(folder, on_error, learn)
     refiner.save(out)
-    typer.echo(f"{out}: trained on {len(images)} images, last loss {refiner.facts['training']['loss']:.4f}")
+    echo(f"{out}: trained on {len(images)} images, last loss {refiner.facts['training']['loss']:.4f}")
 
 
 def compare(
@@ -208,10 +209,10 @@ def compare(
         candidates[found.best].fit(images).save(out)
         say(f"{found.best}, fitted on all {len(images)} images: {out}")
     if as_json:
-        typer.echo(json.dumps(asdict(found)))
+        echo_json(asdict(found))
         return
     console().print(comparison_table(found))
-    typer.echo(found.advice)
+    echo(found.advice)
 
 
 def _check_classes(folder: Path, images: ImageSet) -> ImageSet:

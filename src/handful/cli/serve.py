@@ -18,7 +18,10 @@ def serve(
         list[str] | None,
         typer.Option(help="The class, pkg.module:Class, of a method that is not built in; repeatable."),
     ] = None,
-    backbone: Annotated[str, typer.Option(help="For the page, where no classifier says which.")] = "mini",
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Where to load the backbone from; without classifiers, the page's (default mini)."),
+    ] = None,
     weights: Weights = None,
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
@@ -26,8 +29,16 @@ def serve(
         str, typer.Option(envvar="HANDFUL_TOKEN", help="What clients must send: Authorization: Bearer TOKEN.")
     ] = "",
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Another name the server may be called by; repeatable.")
+        list[str] | None,
+        typer.Option(help="A name, address or network that it may be called by, or *; repeatable."),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A page that may ask it, as https://app.example, or *; repeatable."),
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(help="The prefix of its address, where a reverse proxy leaves it on, as /handful.")
+    ] = "",
     body_mb: Annotated[int, typer.Option(min=1, help="Megabytes of a request, at most.")] = 32,
     megapixels: Annotated[
         float, typer.Option(min=0.01, envvar="HANDFUL_MEGAPIXELS", help="Of an image, at most.")
@@ -46,4 +57,7 @@ def serve(
         ) from error
     own = [find_class(name) for name in method or []]
     limits = Limits(body_mb * 2**20, pixels=int(megapixels * 1e6), waiting=waiting, seconds=seconds)
-    run(models or [], backbone, weights, host, port, token or None, allow_host or (), limits, own)
+    run(
+        models or [], backbone, weights, host, port, token or None, allow_host or (), limits,
+        allow_origin or (), root_path, own,
+    )  # fmt: skip

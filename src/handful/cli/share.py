@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from handful.cli.common import Model, OwnBackbone, OwnMethod, Weights, find_class, given_backbone
+from handful.cli.common import Model, OwnBackbone, OwnMethod, Weights, echo, find_class
 
 Repo = Annotated[str, typer.Argument(help="org/name on the Hugging Face hub, or a folder, as ./name.")]
 
@@ -20,7 +20,7 @@ def push(
     """Publish a saved classifier with its model card."""
     from handful.hub import push as push_to
 
-    typer.echo(f"{model}: pushed to {push_to(model, repo, private=private)}")
+    echo(f"{model}: pushed to {push_to(model, repo, private=private)}")
 
 
 def pull(
@@ -31,7 +31,7 @@ def pull(
     """Fetch a classifier that was pushed."""
     from handful.hub import pull as pull_from
 
-    typer.echo(f"{repo}: pulled to {pull_from(repo, out, revision=revision)}")
+    echo(f"{repo}: pulled to {pull_from(repo, out, revision=revision)}")
 
 
 def export(
@@ -47,16 +47,18 @@ def export(
     from handful.backbones import reload_backbone
     from handful.errors import unexpected
     from handful.export import export_onnx, require_extra
+    from handful.methods import reload_recorded
 
     if form != "onnx":
         raise unexpected("--format", form, "'onnx'")
     require_extra()
     exact = {"device": "cpu", "dtype": "float32"}
-    name = checkpoint.read(model)[1]["backbone"].get("name")
-    found = given_backbone(backbone, weights, **exact)
-    if found is None and isinstance(name, str):
-        found = reload_backbone(name, **exact)
+    name, found = checkpoint.read(model)[1]["backbone"].get("name") or "", None
+    if backbone is not None or weights is not None:
+        found = reload_backbone(name, backbone, weights, **exact)
+    elif name:
+        found = reload_recorded(name, **exact)
     clf = load(model, found, None if method is None else find_class(method))
-    path = export_onnx(clf, out, typer.echo)
+    path = export_onnx(clf, out, echo)
     size = path.stat().st_size / 1e6
-    typer.echo(f"{path}: {clf.info()['method']}, {len(clf.class_names_)} classes, {size:.1f} MB")
+    echo(f"{path}: {clf.info()['method']}, {len(clf.class_names_)} classes, {size:.1f} MB")

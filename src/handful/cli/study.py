@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,8 @@ from handful.cli.common import (
     Megapixels,
     OnError,
     Weights,
+    echo,
+    echo_json,
     read_images,
     read_specs,
     say,
@@ -70,7 +71,10 @@ def bench(
             f"error: {line['data']}, {line['method']}, {line['shots']} shots, seed {line['seed']}: "
             f"{line['error']}"
         )
-    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
+    if as_json:
+        echo_json(facts)
+    else:
+        echo("\n".join(f"{k}: {v}" for k, v in facts.items()))
     if errors:
         raise typer.Exit(1)
 
@@ -91,7 +95,7 @@ def report(
     from handful.report.page import write_report
 
     for path in write_report(folder):
-        typer.echo(str(path))
+        echo(str(path))
 
 
 @analyze.command()
@@ -109,18 +113,25 @@ def layers(
     as_json: AsJson = False,
 ) -> None:
     """Measure how well each layer of both towers separates data sets, and how alike the towers are there."""
+    from dataclasses import asdict
+
     from handful import load_backbone
     from handful.analysis.layers import analyze_layers, markdown, write_analysis
     from handful.errors import unexpected
+    from handful.files import escaped
 
     paths = [path.absolute() for path in [*datasets, *(more or [])]]
     names = [path.name if path.is_dir() else path.stem for path in paths]
     if len(set(names)) < len(names):
         names = [f"{path.parent.name}-{name}" for path, name in zip(paths, names, strict=True)]
+    names = [escaped(name) for name in names]
     if len(set(names)) < len(names):
         raise unexpected("--datasets", names, "data sets whose folders have different names")
     read = {name: read_images(path, on_error) for name, path in zip(names, paths, strict=True)}
     found = analyze_layers(load_backbone(backbone, weights=weights), read, per_set=images)
     written = write_analysis(found, out)
-    typer.echo(written[0].read_text() if as_json else markdown(found), nl=False)
+    if as_json:
+        echo_json(asdict(found))
+    else:
+        echo(markdown(found).rstrip("\n"))
     say(f"written: {', '.join(map(str, written))}")

@@ -15,6 +15,8 @@ from handful.cli.common import (
     OwnBackbone,
     OwnMethod,
     Weights,
+    echo,
+    echo_json,
     load_classifier,
     say,
 )
@@ -97,19 +99,22 @@ def explain(
     clf = load_classifier(model, method, backbone, weights)
     if image is not None:
         why = clf.explain(image, top)
-        typer.echo(json.dumps(asdict(why), ensure_ascii=False) if as_json else str(why))
+        if as_json:
+            echo_json(asdict(why))
+        else:
+            echo(str(why))
         return
     found = explain_context(clf, top)
     if as_json:
         words = {name: [[vars(word) for word in near] for near in own] for name, own in found.items()}
-        typer.echo(json.dumps({"contexts": words}, ensure_ascii=False))
+        echo_json({"contexts": words})
         return
-    typer.echo("nearest tokens of each context vector, with their Euclidean distance")
+    echo("nearest tokens of each context vector, with their Euclidean distance")
     for name, own in found.items():
         if name:
-            typer.echo(f"{name}:")
+            echo(f"{name}:")
         for number, near in enumerate(own, 1):
-            typer.echo(f"{number:4}  {', '.join(map(str, near))}")
+            echo(f"{number:4}  {', '.join(map(str, near))}")
 
 
 def info(
@@ -134,10 +139,10 @@ def info(
             "mini": {"fingerprint": mini.fingerprint, "image_size": mini.image_size},
         }
     if as_json:
-        typer.echo(json.dumps(facts, ensure_ascii=False))
+        echo_json(facts)
         return
     for key, value in facts.items():
         if key == "digests":  # of hundreds of images, and nothing for people to read
             value = {name: f"{len(some)} images" for name, some in value.items()}
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        typer.echo(f"{key}: {shown}")
+        echo(f"{key}: {shown}")

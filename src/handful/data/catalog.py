@@ -46,7 +46,7 @@ class Entry:
 
 @cache
 def _table() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(files("handful.data").joinpath("catalog.toml").read_text())
+    return tomllib.loads(files("handful.data").joinpath("catalog.toml").read_text("utf-8"))
 
 
 @cache

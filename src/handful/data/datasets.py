@@ -179,11 +179,10 @@ def _zhou(entry: Entry, folder: Path) -> dict[str, ImageSet]:
 
 def _fgvc(entry: Entry, folder: Path) -> dict[str, ImageSet]:
     """Read the official lists: a line is an image's number and its variant."""
-    names = [line.strip() for line in (folder / "variants.txt").read_text().splitlines() if line.strip()]
+    names = _lines(folder / "variants.txt")
     sets = {}
     for part in PARTS:
-        lines = (folder / f"images_variant_{part}.txt").read_text().splitlines()
-        rows = [line.strip().split(" ", 1) for line in lines if line.strip()]
+        rows = [line.split(" ", 1) for line in _lines(folder / f"images_variant_{part}.txt")]
         items = [folder / entry.images / f"{number}.jpg" for number, _ in rows]
         sets[part] = ImageSet.from_lists(items, [name for _, name in rows], names)
     return sets
@@ -223,8 +222,17 @@ def _wnids(root: Path, names: dict[str, str]) -> ImageSet:
 
 def read_classnames(file: Path) -> dict[str, str]:
     """Read `classnames.txt`: wnid, then the name; a name that was there before gets a number."""
-    lines = [line.strip().split(" ", 1) for line in file.read_text().splitlines() if line.strip()]
+    lines = [line.split(" ", 1) for line in _lines(file)]
     return dict(zip((wnid for wnid, _ in lines), _told_apart(name for _, name in lines), strict=True))
+
+
+def _lines(file: Path) -> list[str]:
+    """Read the lines of a text file that are not empty."""
+    try:
+        text = file.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is no UTF-8 text ({error}). Save it as UTF-8.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _told_apart(names: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from handful.errors import DataError
+from handful.files import readable_name
 
 LONGEST_NAME = 1000
 """Characters of a class name; a text tower reads far fewer."""
@@ -63,7 +64,7 @@ def check_names(names: Iterable[str], normalise: bool = True) -> tuple[str, ...]
 
 
 def _spaced(name: str) -> str:
-    return " ".join(name.replace("_", " ").split())
+    return " ".join(readable_name(name).replace("_", " ").split())
 
 
 def _check_name(name: str, word: str, place: int) -> None:

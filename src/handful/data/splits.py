@@ -32,7 +32,7 @@ def read_split_zhou(file: str | Path, images: str | Path) -> dict[str, ImageSet]
         the order of items is the file's (a draw depends on it).
     """
     try:
-        parts = json.loads(Path(file).read_text())
+        parts = json.loads(Path(file).read_bytes())
         table = {int(label): str(name) for _, label, name in parts["train"]}
         names = tuple(table[label].replace("_", " ") for label in range(len(table)))
         return {

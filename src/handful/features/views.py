@@ -27,7 +27,7 @@ from handful.data.images import decode, in_threads, refuse_unreadable, require_r
 from handful.data.looks import Look, notes_on
 from handful.errors import DataError, check_integer, unexpected
 from handful.features.loading import BATCH, Loader, ahead, load_pixels
-from handful.files import cache_folder
+from handful.files import cache_folder, is_writable
 from handful.progress import bar
 from handful.types import ImageLike
 
@@ -153,6 +153,8 @@ def room(size: int) -> Literal["memory", "disk", "off"]:
     if size <= SHARE * free_memory():
         return "memory"
     folder = cache_folder()
+    if not is_writable(folder):
+        return "off"
     while not folder.exists():
         folder = folder.parent
     return "disk" if size <= SHARE * shutil.disk_usage(folder).free else "off"
@@ -161,12 +163,12 @@ def room(size: int) -> Literal["memory", "disk", "off"]:
 def free_memory() -> int:
     """Bytes of memory that are free, within a container's limit; 4 GiB where the system does not say."""
     try:
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_bytes()) for name in ("max", "current"))
         most = max(limit - used, 0)
     except (OSError, ValueError):  # there is none
         most = sys.maxsize
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
         return min(free, most)
     except (OSError, StopIteration):

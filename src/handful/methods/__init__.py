@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from handful import checkpoint
-from handful.backbones import Backbone, load_backbone, reload_backbone
+from handful.backbones import Backbone, recorded_files, reload_backbone
 from handful.errors import BackboneError, CheckpointError, unexpected
 from handful.estimator import FewShotClassifier
 from handful.methods.features.clip_adapter import ClipAdapter
@@ -64,6 +64,10 @@ METHODS: dict[str, type[FewShotClassifier]] = {
 """The built-in methods by name. A third party's method is an import path, `pkg.module:Class`, or what an
 installed package names by the entry point group `handful.methods`."""
 ENTRY_POINTS = "handful.methods"
+GIVE_BACKBONE = (
+    "If it was moved, say where it is: --backbone NEW/config.json --weights NEW/model.safetensors on the "
+    "command line, handful.load(path, backbone=..., weights=...) in Python. It is checked by its fingerprint."
+)
 
 
 def find_method(name: str) -> type[FewShotClassifier]:
@@ -102,9 +106,11 @@ def read_value(text: str) -> Any:
 
 def load(
     path: str | Path,
-    backbone: Backbone | str | None = None,
+    backbone: Backbone | str | Path | None = None,
     method: type[FewShotClassifier] | str | None = None,
     class_names: Sequence[str] | None = None,
+    *,
+    weights: str | Path | None = None,
 ) -> FewShotClassifier:
     """Load a saved classifier, or what one learned, for other class names.
 
@@ -113,12 +119,15 @@ def load(
     path
         The folder that `clf.save` wrote, or the file that `clf.save_learned` wrote.
     backbone
-        The backbone that it was fitted on; None loads it by its recorded name.
+        The backbone that it was fitted on, or what `load_backbone` takes: a file may have been moved. None
+        loads it by its recorded name. It is checked by its fingerprint.
     method
         The class of a third party's method, or its import path: a file can't make handful import code.
         What an installed package names by its entry point is found by itself.
     class_names
         Other classes than it was fitted on, for a method that can serve them; a file needs them.
+    weights
+        For a backbone that is a config file; alone, for the recorded one.
 
     Raises
     ------
@@ -137,7 +146,7 @@ def load(
             f"{path} was made by {facts['method']!r}, which is not built in. Give its class: "
             f"handful.load(path, method=...), or --method {facts['method']} on the command line."
         )
-    found = _find_backbone(backbone, facts["backbone"].get("name"))
+    found = _find_backbone(backbone, weights, facts["backbone"].get("name"))
     if not alone:
         clf = cls.restore(tensors, facts, found)
         return clf if class_names is None else clf.with_classes(class_names)
@@ -153,16 +162,41 @@ def _known(name: str) -> type[FewShotClassifier] | None:
     return None
 
 
-def _find_backbone(given: Backbone | str | None, recorded: object) -> Backbone | None:
+def _find_backbone(
+    given: Backbone | str | Path | None, weights: str | Path | None, recorded: object
+) -> Backbone | None:
     """Load the backbone that is given, or the recorded one."""
-    if isinstance(given, str):
-        return load_backbone(given)
-    if given is not None or not isinstance(recorded, str):
+    if isinstance(given, Backbone):
+        if weights is not None:
+            raise unexpected("weights", str(weights), "None with a backbone that is loaded")
         return given
+    name = recorded if isinstance(recorded, str) else ""
+    if given is not None or weights is not None:
+        return reload_backbone(name, given, weights)
+    return reload_recorded(name) if name else None
+
+
+def reload_recorded(name: str, **settings: Any) -> Backbone:
+    """Load a classifier's backbone by its recorded name.
+
+    Raises
+    ------
+    CheckpointError
+        It can't be had by that name; the message says how to give it.
+    """
     try:
-        return reload_backbone(recorded)
+        return reload_backbone(name, **settings)
     except BackboneError as error:
-        raise CheckpointError(
-            f"The backbone of this classifier, {recorded[:200]}, can't be loaded: {error} Or give it "
-            "yourself: handful.load(path, backbone=handful.load_backbone(config, weights=...))."
-        ) from error
+        raise CheckpointError(f"{_why_not(name, error)} {GIVE_BACKBONE}") from error
+
+
+def _why_not(name: str, error: BackboneError) -> str:
+    """Say why a recorded backbone can't be loaded; of files that were moved, where they were."""
+    files = recorded_files(name) if name.endswith("}") else None
+    gone = [path for path in files or () if not Path(path).is_file()]
+    if not files or not gone:
+        return f"The backbone of this classifier, {name[:200]}, can't be loaded: {error}"
+    return (
+        f"This classifier was fitted on the backbone {files[0]} with the weights {files[1]}; "
+        f"{' and '.join(gone)} {'is' if len(gone) == 1 else 'are'} no longer there."
+    )

@@ -99,7 +99,7 @@ def read_test(found: Group, folder: Path, test: str) -> tuple[NDArray[np.int64],
     if "splits" not in line:  # a mean over data sets
         return None
     try:
-        facts = json.loads((folder / "tests" / f"{id_of(line, test)}.json").read_text())
+        facts = json.loads((folder / "tests" / f"{id_of(line, test)}.json").read_bytes())
     except (OSError, ValueError):
         return None
     return np.array(facts["labels"]), facts["class_names"], facts["items"]

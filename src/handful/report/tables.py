@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from handful.analysis.manifold import Manifold
 from handful.bench import JOINED, Line
+from handful.files import escaped
 from handful.metrics import harmonic_mean, mean_spread
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ class Group:
     @property
     def title(self) -> str:
         """What it is of."""
-        return f"{self.protocol}, {self.data}, {self.backbone}"
+        return escaped(f"{self.protocol}, {self.data}, {self.backbone}")
 
     @property
     def tests(self) -> list[str]:
@@ -241,7 +242,7 @@ def _by(items: Iterable[T], key: Callable[[T], tuple[Any, ...]]) -> list[tuple[t
 @cache
 def published_tables() -> list[dict[str, Any]]:
     """Every published table, as `published.toml` has it."""
-    table: dict[str, Any] = tomllib.loads(files("handful.data").joinpath("published.toml").read_text())
+    table: dict[str, Any] = tomllib.loads(files("handful.data").joinpath("published.toml").read_text("utf-8"))
     return list(table["tables"])
 
 

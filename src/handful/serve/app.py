@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
@@ -11,13 +12,17 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
 from handful.backbones import Backbone
 from handful.errors import DataError, HandfulError
 from handful.estimator import FewShotClassifier
+from handful.serve.callers import Hosts, Origins
 from handful.serve.classifiers import best_classes, describe
 from handful.serve.draft_routes import add_drafts
 from handful.serve.drafts import Drafts
@@ -25,12 +30,24 @@ from handful.serve.engine import Busy, Engine, Limits
 from handful.serve.gate import Gate
 from handful.serve.meters import Meter, Meters
 from handful.serve.page_routes import PAGE_PATHS, add_page
-from handful.serve.requests import Upload, read_uploads, takes_files, within
+from handful.serve.requests import Upload, hint, read_uploads, takes_files, within
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 PUBLIC = ("/health", "/docs", "/openapi.json", *PAGE_PATHS)
 """Needs no token: whether the server lives, what there is to ask, and the page, which asks for a token."""
+ANY_HOST = ("/health",)
+"""Answered whatever the server is called: a probe calls it by its address, and learns whether it lives."""
 TOP = 5
+
+
+class Json(JSONResponse):
+    """Writes JSON's own escapes for text that is no Unicode, as the name of a file may be."""
+
+    def render(self, content: Any) -> bytes:
+        """Write JSON in UTF-8."""
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(
+            errors="backslashreplace"
+        )
 
 
 def create_app(
@@ -39,6 +56,8 @@ def create_app(
     limits: Limits | None = None,
     token: str | None = None,
     hosts: Collection[str] = (),
+    origins: Collection[str] = (),
+    root_path: str = "",
 ) -> FastAPI:
     """Build the application.
 
@@ -51,7 +70,17 @@ def create_app(
     token
         What clients must send as `Authorization: Bearer ...`.
     hosts
-        Names, beside localhost, that the server may be called by.
+        What the server may be called by, beside localhost: names, addresses, networks (`10.0.0.0/8`),
+        `*.domain`, or `*` for any.
+    origins
+        Pages, beside the server's own, that may ask it: `https://app.example`, or `*` for any.
+    root_path
+        The prefix of the address, where a reverse proxy leaves it on.
+
+    Raises
+    ------
+    ParameterError
+        A host or an origin is something else.
     """
     limits = limits or Limits()
     engine, drafts, meters = Engine(backbone, models, limits), Drafts(backbone, limits), Meters()
@@ -63,10 +92,27 @@ def create_app(
             yield
         drafts.close()
 
-    app = FastAPI(title="handful", version=version("handful"), lifespan=lifespan)
-    max_bytes = {"": limits.body_bytes, "/drafts/open": limits.draft_bytes}
-    app.add_middleware(Gate, hosts={*LOCAL, *hosts}, token=token, public=PUBLIC, max_bytes=max_bytes)
+    app = FastAPI(
+        title="handful",
+        version=version("handful"),
+        lifespan=lifespan,
+        default_response_class=Json,
+        servers=[{"url": "."}],  # relative to the description, whatever stands before it
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(
+        Gate,
+        hosts=Hosts.read([*LOCAL, *hosts]),
+        origins=Origins.read(origins),
+        any_host=ANY_HOST,
+        token=token,
+        public=PUBLIC,
+        max_bytes={"": limits.body_bytes, "/drafts/open": limits.draft_bytes},
+        prefix=f"/{root_path.strip('/')}".rstrip("/"),
+    )
     app.add_middleware(Meter, meters=meters)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Busy, _busy)
     app.add_exception_handler(HandfulError, _refused)
     app.add_exception_handler(ClientDisconnect, _left)
@@ -77,13 +123,17 @@ def create_app(
     return app
 
 
+def _invalid(request: Request, error: Exception) -> Response:
+    return Json({"detail": jsonable_encoder(error.errors())}, 422)  # type: ignore[attr-defined]
+
+
 def _busy(request: Request, error: Exception) -> Response:
     text = "Too many images wait already. Try again in a second."
-    return JSONResponse({"detail": text}, 429, {"Retry-After": "1"})
+    return Json({"detail": text}, 429, {"Retry-After": "1"})
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": str(error)}, 422)
+    return Json({"detail": str(error)}, 422)
 
 
 def _left(request: Request, error: Exception) -> Response:
@@ -100,7 +150,9 @@ def _add_predict(app: FastAPI, engine: Engine) -> None:
         model: Annotated[list[str] | None, Query(description="All by default.")] = None,
         top: Annotated[int, Query(ge=1, le=1000, description="Classes of each answer.")] = TOP,
     ) -> Response:
-        """Classify one image (as the body) or several (multipart files called `images`) by each model.
+        """Classify images by each model: one as the body, multipart files called `images`, or JSON.
+
+        JSON holds files in base64 or as data URIs: `{"image": "..."}`, or `{"images": ["...", "..."]}`.
 
         `unknown` is null where a model can't say: it is not calibrated, or on too few images. An image
         that can't be used has an `error` of its own; if it is the only one, the status is 422.
@@ -138,9 +190,10 @@ def _add_predict(app: FastAPI, engine: Engine) -> None:
 
         results = await within(request, engine.limits.seconds, every())
         if len(results) == 1 and "error" in results[0]:
-            raise HTTPException(422, results[0]["error"])
+            reason = results[0]["error"].removesuffix(".")
+            raise HTTPException(422, ". ".join(filter(None, (reason, hint(request)))))
         milliseconds = round(1000 * (time.perf_counter() - start), 1)
-        return JSONResponse({"results": results, "milliseconds": milliseconds})
+        return Json({"results": results, "milliseconds": milliseconds})
 
 
 # -- how the server does ---------------------------------------------------------------------------
@@ -158,6 +211,7 @@ def _add_status(app: FastAPI, engine: Engine, drafts: Drafts, meters: Meters) ->
         backbone = {"name": engine.backbone.title, "image_size": engine.backbone.image_size}
         return {"models": served, "backbone": backbone, "methods": methods}
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health(request: Request) -> Response:
         """Run a real inference; 503 if it fails, or does not end in time."""
@@ -165,10 +219,14 @@ def _add_status(app: FastAPI, engine: Engine, drafts: Drafts, meters: Meters) ->
             work = engine.classify(probe.getvalue(), "probe", list(engine.models))
             await asyncio.wait_for(work, engine.limits.seconds)
         except Busy:
-            return JSONResponse({"status": "busy", "waiting": engine.waiting})
+            return Json({"status": "busy", "waiting": engine.waiting})
         except Exception as error:
-            return JSONResponse({"status": "failing", "detail": type(error).__name__}, 503)
-        return JSONResponse({"status": "ok", "waiting": engine.waiting})
+            return Json({"status": "failing", "detail": type(error).__name__}, 503)
+        return Json({"status": "ok", "waiting": engine.waiting})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(openapi_url="openapi.json", title="handful")
 
     @app.get("/metrics")
     async def metrics() -> Response:

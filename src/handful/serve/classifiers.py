@@ -38,11 +38,21 @@ class Prediction:
 
 
 def load_models(
-    folders: Sequence[Path], backbone: Backbone | None, methods: Sequence[type[FewShotClassifier]] = ()
+    folders: Sequence[Path],
+    backbone: Backbone | str | Path | None = None,
+    methods: Sequence[type[FewShotClassifier]] = (),
+    weights: str | Path | None = None,
 ) -> dict[str, FewShotClassifier]:
     """Load saved classifiers onto one backbone, by the names of their folders.
 
-    `methods` are the classes of those that are not built in.
+    Parameters
+    ----------
+    folders
+        What `clf.save` wrote.
+    backbone, weights
+        As `handful.load` takes them, in place of what the classifiers record.
+    methods
+        The classes of those that are not built in.
 
     Raises
     ------
@@ -56,8 +66,8 @@ def load_models(
         if name in found:
             raise unexpected("MODEL", str(folder), f"folders of different names, not {name!r} twice")
         cls = own.get(checkpoint.read(folder)[1]["method"]) if own else None
-        clf = load(folder, backbone, cls)
-        backbone = clf.loaded_backbone()
+        clf = load(folder, backbone, cls, weights=weights)
+        backbone, weights = clf.loaded_backbone(), None
         found[name] = clf
     return found
 

@@ -93,6 +93,7 @@ def _add_drafts(app: FastAPI, access: _DraftAccess) -> None:
     @app.post("/drafts/open", status_code=201, openapi_extra=takes_files("file", several=False))
     async def reopen(request: Request) -> dict[str, Any]:
         """Begin with a zip that was downloaded before: a multipart file called `file`."""
+        drafts.check_folder()
         async with request.form(max_files=1, max_fields=4) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
@@ -134,7 +135,11 @@ def _add_images(app: FastAPI, access: _DraftAccess) -> None:
         """Add images to a class; those that can't be used are named in `refused`."""
         access.find(draft)
         read = await access.features(request)
-        good = [(title, data, found) for (title, data), found in read if not isinstance(found, DataError)]
+        good = [
+            (title, data, found)
+            for (title, data), found in read
+            if isinstance(data, bytes) and not isinstance(found, DataError)
+        ]
         bad = [
             {"name": title, "error": str(e).removeprefix(f"{title}: ")}
             for (title, _), e in read

@@ -37,7 +37,7 @@ def write_zip(draft: Draft) -> Path:
         raise DataError("Got fewer than two classes: there is no classifier yet.")
     path, classes = draft.folder / f"{secrets.token_hex(8)}.zip", []
     zipped = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
-    with zipped as archive, tempfile.TemporaryDirectory() as saved:
+    with zipped as archive, tempfile.TemporaryDirectory(dir=draft.folder) as saved:
         draft.clf.save(saved)
         for name in CLASSIFIER_FILES:
             archive.write(Path(saved) / name, f"classifier/{name}")

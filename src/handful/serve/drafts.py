@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from handful.backbones import Backbone
+from handful.errors import HandfulError
 from handful.estimator import FewShotClassifier
 from handful.methods import load
 from handful.serve.classifiers import ONLINE, methods_for
@@ -24,8 +25,28 @@ class Drafts:
 
     def __init__(self, backbone: Backbone, limits: Limits) -> None:
         self.backbone, self.limits = backbone, limits
-        self._folder = tempfile.TemporaryDirectory(prefix="handful-drafts-")
         self._drafts: OrderedDict[str, Draft] = OrderedDict()
+
+    @cached_property
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="handful-drafts-")
+
+    def check_folder(self) -> Path:
+        """Give the folder of the drafts' files, made when it is first wanted: a server may have no disk.
+
+        Raises
+        ------
+        HandfulError
+            No folder for temporary files can be written.
+        """
+        try:
+            return Path(self._folder.name)
+        except OSError as error:
+            raise HandfulError(
+                f"Drafts keep their images in a folder for temporary files, and none can be written "
+                f"({error.strerror or error}). Start the server with TMPDIR set to one, or with a file "
+                "system in memory at /tmp."
+            ) from error
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
@@ -41,7 +62,7 @@ class Drafts:
 
     def new(self, method: str = ONLINE[0]) -> Draft:
         """Begin an empty one."""
-        folder = Path(self._folder.name) / secrets.token_urlsafe(12)
+        folder = self.check_folder() / secrets.token_urlsafe(12)
         folder.mkdir()
         draft = Draft(self.backbone, self.limits, folder, self.methods, method)
         self._drafts[draft.id] = draft
@@ -67,7 +88,7 @@ class Drafts:
         DataError
             It is something else, damaged, or larger than a draft may be.
         """
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=self.check_folder()) as folder:
             stored = read_zip(file, self.limits, Path(folder))
             clf = load(folder, backbone=self.backbone)
         return self.open_classifier(clf, stored)
@@ -78,4 +99,5 @@ class Drafts:
     def close(self) -> None:
         """Remove all files."""
         self._drafts.clear()
-        self._folder.cleanup()
+        if "_folder" in vars(self):
+            self._folder.cleanup()

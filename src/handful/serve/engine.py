@@ -115,7 +115,7 @@ class Engine:
             for pool in (self._decoders, self._backbone_thread):
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    async def classify(self, data: bytes, name: str, models: Collection[str] = ()) -> Answer:
+    async def classify(self, data: bytes | DataError, name: str, models: Collection[str] = ()) -> Answer:
         """Decode an image file, and classify it by these models; without any, give its features.
 
         Raises
@@ -123,8 +123,10 @@ class Engine:
         Busy
             Too many images are on their way already.
         DataError
-            It is no image, or not one within the limits.
+            It is no image, or not one within the limits; or `data` itself, where a request brought none.
         """
+        if isinstance(data, DataError):
+            raise data
         if self.waiting >= self.limits.waiting:
             raise Busy
         self.waiting += 1

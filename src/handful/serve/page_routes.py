@@ -36,6 +36,7 @@ def add_page(app: FastAPI) -> None:
 def _add_file(app: FastAPI, path: str) -> None:
     text, content_type = PAGE_FILES[path]
 
+    @app.head(path, include_in_schema=False)
     @app.get(path, include_in_schema=False)
     async def page_file() -> Response:
         return Response(text, media_type=content_type, headers=HEADERS)

@@ -18,6 +18,9 @@ from handful.serve.app import create_app
 from handful.serve.classifiers import load_models
 from handful.serve.engine import Limits
 
+EVERY_ADDRESS = {"0.0.0.0", "::", ""}
+"""Where a server listens on all addresses: no name that it is called by."""
+
 
 class Server(uvicorn.Server):
     """Says where it listens, once it does; `url` holds it from then on."""
@@ -52,22 +55,27 @@ def _check_address(host: str, port: int) -> None:
 
 def make_server(
     folders: Sequence[Path],
-    backbone: str = "mini",
+    backbone: str | None = None,
     weights: str | Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str | None = None,
     hosts: Collection[str] = (),
     limits: Limits | None = None,
+    origins: Collection[str] = (),
+    root_path: str = "",
     methods: Sequence[type[FewShotClassifier]] = (),
 ) -> Server:
     """Load what is served, and give a server that listens once its `run` is called; see `run`."""
     _check_address(host, port)
-    models = load_models(folders, None, methods)
+    models = load_models(folders, backbone, methods, weights)
     loaded = (
-        next(iter(models.values())).loaded_backbone() if models else load_backbone(backbone, weights=weights)
+        next(iter(models.values())).loaded_backbone()
+        if models
+        else load_backbone(backbone or "mini", weights=weights)
     )
-    app = create_app(models, loaded, limits, token, {*hosts, host.lower()} - {"0.0.0.0", "::"})
+    names = [*hosts, *({host} - EVERY_ADDRESS)]
+    app = create_app(models, loaded, limits, token, names, origins, root_path)
     config = uvicorn.Config(
         app, host, port, log_level="warning", server_header=False, timeout_graceful_shutdown=10
     )
@@ -78,13 +86,15 @@ def make_server(
 
 def run(
     folders: Sequence[Path],
-    backbone: str = "mini",
+    backbone: str | None = None,
     weights: str | Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str | None = None,
     hosts: Collection[str] = (),
     limits: Limits | None = None,
+    origins: Collection[str] = (),
+    root_path: str = "",
     methods: Sequence[type[FewShotClassifier]] = (),
 ) -> None:
     """Serve until stopped by a signal; requests that are being answered then are finished.
@@ -94,10 +104,10 @@ def run(
     folders
         Saved classifiers; without any, there is only the page.
     backbone, weights
-        For the page where no classifier says which.
+        In place of what the classifiers record; without any, for the page (default `mini`).
     host, port
         Where to listen; port 0 takes a free one, and stdout says which.
-    token, hosts, limits
+    token, hosts, limits, origins, root_path
         As `create_app` takes them.
     methods
         Classes of saved classifiers whose method is not built in.
@@ -109,4 +119,6 @@ def run(
     FingerprintError
         Two classifiers were fitted on different backbones.
     """
-    make_server(folders, backbone, weights, host, port, token, hosts, limits, methods).run()
+    make_server(
+        folders, backbone, weights, host, port, token, hosts, limits, origins, root_path, methods
+    ).run()
