@@ -22,8 +22,8 @@ def score_lines(found: Evaluation) -> Iterator[str]:
     least, most = found.counts
     each = f"{least}" if least == most else f"{least} to {most}"
     yield (
-        f"{found.method} (selection: {found.selection}): {found.images} images, {found.classes} classes, "
-        f"{each} images of each"
+        f"{found.images} images, {found.classes} classes, {each} images of each   "
+        f"({found.method}, selection: {found.selection})"
     )
     yield _beside("balanced accuracy", found.balanced)
     yield _beside("accuracy         ", found.plain)
