@@ -7,6 +7,7 @@ import os
 import secrets
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,6 +52,21 @@ def read_file(path: Path, most: int | None = None) -> bytes:
     if most is not None and found.st_size > most:
         raise OSError(errno.EFBIG, f"{found.st_size} bytes, at most {most} allowed", str(path))
     return path.read_bytes()
+
+
+def check_writable(folder: Path) -> None:
+    """Try whether files can be made in a folder, or in the nearest one above it that is there.
+
+    Raises
+    ------
+    OSError
+        They can't.
+    """
+    nearest = folder.absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    with tempfile.TemporaryFile(dir=nearest):
+        return
 
 
 @contextmanager

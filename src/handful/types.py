@@ -6,7 +6,7 @@ Shapes: `N` images, `C` classes, `K` shots, `E` joint width, `L` tokens, `D` tow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,3 +21,6 @@ ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray[Any, Any]
 """A path, a PIL image, or an array `[H, W]`, `[H, W, 3]` or `[H, W, 4]` of bytes."""
 
 Labels: TypeAlias = Sequence[str] | Sequence[int] | np.ndarray[Any, Any]
+
+Templates: TypeAlias = str | Path | Sequence[str] | Mapping[str, Sequence[str]]
+"""Templates, or prompts by class, as `handful.data.templates.resolve_templates` reads them."""

@@ -31,9 +31,10 @@ from handful.estimator.inputs import (
     read_labels,
     read_right,
     read_truth,
+    read_validation,
 )
 from handful.estimator.method import Method
-from handful.estimator.task import Learned, Task, Validation
+from handful.estimator.task import Learned, Task, Validation, no_validation
 from handful.features import Features
 from handful.heads import check_logits
 from handful.metrics import accuracy
@@ -87,22 +88,28 @@ class FewShotClassifier(Method):
         needs_text = self.uses_text and class_weights is None
         backbone = self.find_backbone(needs_text or self.uses_tower or self.uses_image_tower)
         text = self.text_classifier(names, class_weights, backbone)
+        templates, parameters = (
+            self.text_templates(names, class_weights),
+            self.recorded_parameters(class_weights),
+        )
         reader = self.reader()
+        held_out = None if validation is None else read_validation(validation, names, classes)
+        if held_out is None and self.selection in ("val", "oracle"):
+            raise no_validation()
         inputs = None if images is None else reader.support(images)
         width = joint_width(inputs, text, backbone, rows)
         scale = SCALE if backbone is None else backbone.scale
         notes = []
         if reader.views and is_encoded(images):
             notes.append(f"views={reader.views} was not used: features were given.")
-        held_out = None if validation is None else reader.validation(validation, names, classes, width)
-        if held_out is not None and self.selection not in ("val", "oracle"):
+        seen = None if held_out is None else reader.validation(*held_out, width)
+        if seen is not None and self.selection not in ("val", "oracle"):
             notes.append(f"validation was not used: selection is {self.selection!r}.")
-        task = Task(inputs, rows, names, text, scale, backbone, held_out)
+        task = Task(inputs, rows, names, text, scale, backbone, seen)
         if self.trains and inputs is not None:
             task = task.with_key(keeping.training_key(self, task))
         learned = self.learn(task)
         head = keeping.checked(learned.head, self, names)
-        parameters = self.get_params(deep=False)
         self.fitted_ = Fitted(
             method=self.saved_as(),
             backbone=parameters.pop("backbone", None),
@@ -116,7 +123,7 @@ class FewShotClassifier(Method):
             notes=(*notes, *learned.notes),
             losses=learned.losses,
             interrupted=learned.interrupted,
-            templates=self.text_templates(class_weights),
+            templates=templates,
             shots=() if images is None else tuple(np.bincount(rows.numpy(), minlength=len(names)).tolist()),
             support=tuple(changes.item_names(images, len(rows))) if head.support is not None else (),
         )
@@ -148,7 +155,7 @@ class FewShotClassifier(Method):
         fitted = self._online()
 
         def encode_name(name: str) -> Tensor:
-            return encode_names(self.loaded_backbone(), [name], fitted.templates).cpu()
+            return encode_names(self.loaded_backbone(), [name], changes.templates_for(fitted, name)).cpu()
 
         now, name = changes.add_class(fitted, name, class_weight, encode_name)
         return self._change(
@@ -216,14 +223,14 @@ class FewShotClassifier(Method):
             In any form that `fit` takes.
         unknown
             None: every image is of some class. `"auto"`: one that looks less familiar than `calibrate`
-            found is `"unknown"` (-1 where classes are integers). A number: one whose largest probability
-            is below it.
+            found is `"unknown"` (-1 where classes are integers); a warning says so where it had too few
+            images to call any unknown. A number: one whose largest probability is below it.
         """
-        probabilities, is_unknown = self.classify(images, unknown)
-        predicted = self.classes_[probabilities.argmax(1)]
-        nothing = -1 if predicted.dtype.kind in "iu" else confidence.UNKNOWN
+        nothing = -1 if self.classes_.dtype.kind in "iu" else confidence.UNKNOWN
         if unknown is not None and nothing in self.classes_.tolist():
             raise ParameterError(f"Got a class called {nothing!r}, which is what unknown images are called.")
+        probabilities, is_unknown = self.classify(images, unknown)
+        predicted = self.classes_[probabilities.argmax(1)]
         return np.where(is_unknown, nothing, predicted) if is_unknown.any() else predicted
 
     def classify(
@@ -231,6 +238,7 @@ class FewShotClassifier(Method):
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Give probabilities `[N, C]`, and which images are of no known class `[N]`; see `predict`."""
         fitted = self.fitted_
+        self.check_unknown(unknown)
         parts = [confidence.classify(fitted.head, fitted.calibration, x, unknown) for x in self.query(images)]
         probabilities, is_unknown = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
         return probabilities, is_unknown
@@ -295,12 +303,7 @@ class FewShotClassifier(Method):
             return torch.from_numpy(self.transform(images))
 
         found = confidence.calibrate(rows, fitted.class_names, features, refit, false_alarm, folds)
-        self.fitted_ = replace(fitted, calibration=found)
-        if not found.can_tell_unknown:
-            self.fitted_ = self.fitted_.noting(
-                f"{found.images} held-out images are too few to call any image unknown at a "
-                f"false-alarm rate of {false_alarm:g}."
-            )
+        self.fitted_ = replace(fitted, calibration=found).noting(found.too_few)
         return self
 
     def score(self, images: Any, labels: Labels | None = None, sample_weight: Any = None) -> float:

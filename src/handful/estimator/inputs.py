@@ -81,14 +81,8 @@ class ImageReader:
             raise DataError(f"{self.name} reads no cached features: give views, a number.")
         return found
 
-    def validation(self, given: Any, names: tuple[str, ...], classes: NDArray[Any], width: int) -> Validation:
-        """Encode validation images as for testing, and find their rows."""
-        if isinstance(given, ImageSet):
-            images, rows = given, torch.from_numpy(match_names(given.class_names, names)[given.labels])
-        elif isinstance(given, tuple) and len(given) == 2:
-            images, rows = given[0], match_labels(given[1], names, classes)
-        else:
-            raise unexpected("validation", type(given).__name__, "an ImageSet, or (images, labels)")
+    def validation(self, images: Any, rows: Tensor, width: int) -> Validation:
+        """Encode validation images of some rows, as for testing."""
         plain = replace(self, views=0, stage=None)
         features = plain.features(images).pooled()
         if len(features) != len(rows) or (width and features.shape[1] != width):
@@ -145,7 +139,9 @@ class ImageReader:
         return backbone
 
     @staticmethod
-    def _some(images: Any) -> tuple[ImageLike, ...]:
+    def _some(images: Any) -> Iterable[ImageLike]:
+        if isinstance(images, Iterator):  # of any length
+            return images
         items = as_items(images)
         if not items:
             raise DataError("Got no images, expected at least one.")
@@ -229,6 +225,15 @@ def match_labels(labels: Labels, names: Sequence[str], classes: NDArray[Any]) ->
     if not (len(marks) and marks.min() >= 0 and marks.max() < len(names)):
         raise DataError(f"Got integer labels that leave 0 to {len(names) - 1}, or none.")
     return torch.from_numpy(marks.astype(np.int64))
+
+
+def read_validation(given: Any, names: tuple[str, ...], classes: NDArray[Any]) -> tuple[Any, Tensor]:
+    """Give validation images as they are, and their rows of the class names `[N]`."""
+    if isinstance(given, ImageSet):
+        return given, torch.from_numpy(match_names(given.class_names, names)[given.labels])
+    if isinstance(given, tuple) and len(given) == 2:
+        return given[0], match_labels(given[1], names, classes)
+    raise unexpected("validation", type(given).__name__, "an ImageSet, or (images, labels)")
 
 
 def read_class_weights(given: Any, classes: int) -> Tensor:

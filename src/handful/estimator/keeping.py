@@ -16,7 +16,7 @@ from handful.backbones import Backbone
 from handful.data.sets import check_names
 from handful.errors import CheckpointError, ParameterError
 from handful.estimator.confidence import MEANS
-from handful.estimator.fitted import VERSIONS_OF, Fitted, check_facts, read_classes
+from handful.estimator.fitted import VERSIONS_OF, Fitted, as_json, check_facts, read_classes
 from handful.estimator.method import Method
 from handful.estimator.task import Task
 from handful.heads import Head, HeadContext, check_head, expect, without_class_weights
@@ -111,6 +111,8 @@ def for_classes(
         shots = []  # of names that were replaced, and nothing was learned on them
     task = Task(None, torch.zeros(0, dtype=torch.int64), names, class_weights, backbone.scale, backbone)
     own = {"class_names": list(names), "classes": list(names), "learned_on": learned_on, "shots": shots}
+    if isinstance(facts.get("templates"), dict):
+        own["templates"] = as_json(method.text_templates(names))
     unknown: dict[str, Any] = {"calibration": None, "scores": []}  # of other classes
     return Fitted.from_facts({**facts, **own, **unknown}, method.build(task, learned), backbone)
 

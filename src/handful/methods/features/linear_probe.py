@@ -3,7 +3,6 @@ et al. 2024, A Closer Look at the Few-Shot Adaptation of Large Vision-Language M
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -15,6 +14,7 @@ from handful.errors import check_integer, check_number
 from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import CosineHead
 from handful.train import descend
+from handful.types import Templates
 
 TOLERANCE = 1e-4
 
@@ -54,7 +54,7 @@ class LinearProbe(FewShotClassifier):
         backbone: Backbone | str | None = None,
         *,
         strength: float = 1.0,
-        templates: str | Sequence[str] = "default",
+        templates: Templates = "default",
         max_iter: int = 300,
         views: int = 0,
         seed: int = 0,

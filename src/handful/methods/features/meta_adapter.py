@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import as_file, files
@@ -26,6 +25,7 @@ from handful.refiner import (
     refine,
     support_index,
 )
+from handful.types import Templates
 
 SHIPPED = "assets/mini/meta_adapter.safetensors"
 """The network for the embedded backbone: `tools/train_meta.py` made it."""
@@ -131,7 +131,7 @@ class MetaAdapter(FewShotClassifier):
         backbone: Backbone | str | None = None,
         *,
         refiner: str | Path | Refiner | None = None,
-        templates: str | Sequence[str] = "default",
+        templates: Templates = "default",
         views: int = 0,
         seed: int = 0,
     ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from handful.backbones import Backbone
 from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import CosineHead
+from handful.types import Templates
 
 
 class ZeroShot(FewShotClassifier):
@@ -39,7 +39,7 @@ class ZeroShot(FewShotClassifier):
         self,
         backbone: Backbone | str | None = None,
         *,
-        templates: str | Sequence[str] = "default",
+        templates: Templates = "default",
     ) -> None:
         self.backbone = backbone
         self.templates = templates
