@@ -3,57 +3,223 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from handful.cli.common import AsJson, Model, OwnBackbone, OwnMethod, Weights, load_classifier, say
+from handful.cli.common import (
+    AsJson,
+    Model,
+    OwnBackbone,
+    OwnMethod,
+    Weights,
+    check_file,
+    load_classifier,
+    say,
+)
+
+if TYPE_CHECKING:
+    from handful.answers import AnswerFile, Row
+    from handful.estimator import FewShotClassifier
+
+SHOWN = 12
+"""Images that can't be read which stderr names, where a file has them all."""
 
 
 def predict(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them, of any number.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 1,
     unknown: Annotated[
         str, typer.Option(help="Call images unknown: auto, as calibrated, or below a probability, as 0.5.")
     ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Write answers as they come to a .csv, .jsonl or .parquet.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --out FILE, where an earlier run was stopped.")
+    ] = False,
     method: OwnMethod = None,
     backbone: OwnBackbone = None,
     weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is on images."""
+    """Say what is on images; answers come as they are made, and Ctrl-C keeps them."""
+    from handful.answers import answer_rows
+    from handful.errors import DataError, unexpected
     from handful.methods import read_value
+    from handful.progress import bar
 
+    if resume and out is None:
+        raise unexpected("--resume", True, "--out FILE beside it, the file to go on with")
+    if out is not None:
+        check_file(out)
     clf = load_classifier(model, method, backbone, weights)
-    files, bad = _files(images), dict[int, str]()
-    results: list[dict[str, Any]] = []
-    for part, answer in clf.stream(files, read_value(unknown) if unknown else None):
-        bad |= part.failures
-        for place, row in enumerate(part.rows):
-            shares, new = answer.probabilities[place], bool(answer.is_unknown[place])
-            best = shares.argsort(descending=True, stable=True)[:top].tolist()
-            classes: list[dict[str, Any]] = [
-                {"class": str(clf.classes_[c]), "probability": round(float(shares[c]), 6)} for c in best
-            ]
-            result: dict[str, Any] = {"image": str(files[row]), "predictions": classes}
-            results.append(result | ({"unknown": new} if unknown else {}))
-            if not as_json:
-                shown = ", ".join(f"{a['class']} {100 * a['probability']:.1f} %" for a in classes)
-                typer.echo(f"{files[row]}: {'unknown, nearest ' if unknown and new else ''}{shown}")
-    errors = [f"{files[row]}: {reason}" for row, reason in sorted(bad.items())]
-    if as_json:
-        typer.echo(json.dumps({"results": results, "errors": errors}, ensure_ascii=False))
-    for reason in errors:
-        say(f"error: {reason}")
-    if bad:
+    least = read_value(unknown) if unknown else None
+    clf.check_unknown(least)
+    sink: Sink = _Json() if as_json and out is None else Sink()
+    if out is not None:
+        sink = _File(_open(out, resume, clf, min(top, len(clf.classes_)), least), as_json)
+    total = sum(1 for file in _files(images) if not sink.has(file))
+    if not total and not sink.count:
+        raise DataError(f"Got no images in {', '.join(map(str, images))}, expected at least one.")
+    show = False if out is None and sys.stdout.isatty() else None  # answers on a terminal show how far it is
+    left = (file for file in _files(images) if not sink.has(file))
+    try:
+        with sink, bar("Predicting", total, show) as advance:
+            for rows in answer_rows(clf, left, top, least):
+                sink.write(rows)
+                advance(len(rows))
+            sink.finish()
+    except KeyboardInterrupt:
+        say(f"interrupted: {sink.count} images are answered. {sink.next_step}")
+        raise typer.Exit(130) from None
+    if sink.errors:
         raise typer.Exit(1)
 
 
-def _files(paths: list[Path]) -> list[Path]:
-    """Give the files, and those in the folders, but for hidden ones."""
-    inside = {
-        path: [one for one in sorted(path.rglob("[!.]*")) if one.is_file()] for path in paths if path.is_dir()
-    }
-    return [one for path in paths for one in inside.get(path, [path])]
+class Sink:
+    """Where answers go, here as lines on stdout; what can't be read is said on stderr.
+
+    Attributes
+    ----------
+    count, errors
+        Images that have been answered, and how many of these could not be read.
+    next_step
+        What to do about one that was interrupted.
+    """
+
+    next_step = "--out FILE keeps answers in a file, and --resume goes on with it."
+
+    def __init__(self) -> None:
+        self.count = self.errors = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """End, however it ends."""
+
+    def has(self, file: Path) -> bool:
+        """Whether an image is answered already."""
+        return False
+
+    def write(self, rows: list[Row]) -> None:
+        """Take some answers, in the order of the images."""
+        for row in rows:
+            self.count += 1
+            if reason := row.get("error"):
+                self.errors += 1
+                self.refuse(f"{row['image']}: {reason}")
+            else:
+                self.answer(row)
+
+    def answer(self, row: Row) -> None:
+        """Take an answer."""
+        shown = ", ".join(f"{a['class']} {100 * a['probability']:.1f} %" for a in row["predictions"])
+        typer.echo(f"{row['image']}: {'unknown, nearest ' if row.get('unknown') else ''}{shown}")
+
+    def refuse(self, line: str) -> None:
+        """Take an image that can't be read."""
+        say(f"error: {line}")
+
+    def finish(self) -> None:
+        """Say that this was all."""
+
+
+class _Json(Sink):
+    """One JSON object on stdout, written piece by piece, whole whatever stops it."""
+
+    def __enter__(self) -> Self:
+        self._bad: list[str] = []
+        typer.echo('{"results": [', nl=False)
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        stopped = ', "interrupted": true' if error else ""
+        typer.echo(f'], "errors": {json.dumps(self._bad, ensure_ascii=False)}{stopped}}}')
+
+    def answer(self, row: Row) -> None:
+        comma = ", " if self.count - self.errors > 1 else ""
+        typer.echo(comma + json.dumps(row, ensure_ascii=False), nl=False)
+
+    def refuse(self, line: str) -> None:
+        self._bad.append(line)
+        super().refuse(line)
+
+
+class _File(Sink):
+    """A file that a later run can go on with; a line about it on stdout at the end."""
+
+    def __init__(self, file: AnswerFile, as_json: bool) -> None:
+        self.count, self.errors = file.count, file.errors
+        self._file, self._as_json, self._named = file, as_json, 0
+        self.next_step = f"{file.lines} holds them; the same command with --resume goes on."
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+
+    def has(self, file: Path) -> bool:
+        from handful.answers import shown
+
+        return shown(str(file)) in self._file.done
+
+    def write(self, rows: list[Row]) -> None:
+        self._file.write(rows)
+        super().write(rows)
+
+    def answer(self, row: Row) -> None:
+        """It is in the file."""
+
+    def refuse(self, line: str) -> None:
+        self._named += 1
+        if self._named <= SHOWN:
+            super().refuse(line)
+
+    def finish(self) -> None:
+        self._file.finish()
+        if self._named > SHOWN:
+            say(
+                f"and {self._named - SHOWN} more images that can't be read: {self._file.path} has the reasons"
+            )
+        facts = {"out": str(self._file.path), "images": self.count, "errors": self.errors}
+        text = f"{self._file.path}: {self.count} images" + (
+            f", {self.errors} can't be read" * bool(self.errors)
+        )
+        typer.echo(json.dumps(facts, ensure_ascii=False) if self._as_json else text)
+
+
+def _open(out: Path, resume: bool, clf: FewShotClassifier, top: int, unknown: Any) -> AnswerFile:
+    """Open the file of answers, and say what is there already."""
+    from handful.answers import AnswerFile, identity
+
+    asked = {"classifier": identity(clf), "--top": top, "--unknown": unknown}
+    file = AnswerFile(out, asked, top, unknown is not None, resume)
+    if file.replaces:
+        say(f"note: {out} holds the answers of an earlier run, which are replaced")
+    if file.done:
+        say(f"{out}: {file.count} images are answered already")
+    return file
+
+
+def _files(paths: list[Path]) -> Iterator[Path]:
+    """Give the files, and those in the folders but for hidden ones, sorted; a folder at a time is listed."""
+    for path in paths:
+        if path.is_dir():
+            yield from _inside(path)
+        else:
+            yield path
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _inside(Path(entry.path))
+        elif entry.is_file():
+            yield Path(entry.path)
