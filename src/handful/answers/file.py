@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from handful.answers.parquet import pyarrow, read_parquet, write_parquet
 from handful.answers.rows import Row, columns_of, csv_line, csv_rows, flatten, json_rows, shown
@@ -21,6 +21,8 @@ class AnswerFile:
 
     Beside it lies `FILE.run.json`, which says what was asked of which classifier, and whether all of it was
     answered. What a run has written stays whatever stops it; a half-written last row is dropped.
+
+    It is written inside a `with`.
 
     Parameters
     ----------
@@ -63,20 +65,27 @@ class AnswerFile:
         self.done: set[str] = set()
         self.count = self.errors = 0
         self._asked, self._run = dict(asked), path.with_name(f"{path.name}.run.json")
+        self.resume, self.replaces = resume, self._look(resume)
+
+    def __enter__(self) -> Self:
+        """Begin to write."""
         try:
-            self.replaces = self._look(resume)
-            if self.replaces or not resume:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.resume:
                 for old in {self.path, self.lines}:
                     old.unlink(missing_ok=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._note(finished=False)
             self._file = self.lines.open("ab", buffering=0)
             if self.is_csv and not self._file.tell():
                 self._put(csv_line(self.columns))
         except OSError as error:
-            raise unexpected(
-                "--out", str(path), f"a file that can be written ({error.strerror or error})"
-            ) from error
+            why = error.strerror or error
+            raise unexpected("--out", str(self.path), f"a file that can be written ({why})") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End where it is; a later run may go on."""
+        self._file.close()
 
     def write(self, rows: Iterable[Row]) -> None:
         """Add rows, and hand them to the system at once."""
@@ -94,16 +103,11 @@ class AnswerFile:
 
     def finish(self) -> None:
         """Say that all images are answered; of Parquet, make the file."""
-        self.close()
         if self.is_parquet:
             write_parquet(self.lines, self.path, self.columns)
         self._note(finished=True)
         if self.is_parquet:
             self.lines.unlink()
-
-    def close(self) -> None:
-        """End where it is; a later run may go on."""
-        self._file.close()
 
     def _line(self, row: Row) -> str:
         if not self.is_csv:

@@ -50,17 +50,18 @@ def predict(
 ) -> None:
     """Say what is on images; answers come as they are made, and Ctrl-C keeps them."""
     from handful.answers import answer_rows
-    from handful.errors import DataError, unexpected
+    from handful.errors import DataError
+    from handful.estimator.confidence import check_unknown
     from handful.methods import read_value
     from handful.progress import bar
 
     if resume and out is None:
-        raise unexpected("--resume", True, "--out FILE beside it, the file to go on with")
+        raise typer.BadParameter("--resume goes on with a file: give --out FILE beside it")
     if out is not None:
         check_file(out)
     clf = load_classifier(model, method, backbone, weights)
     least = read_value(unknown) if unknown else None
-    clf.check_unknown(least)
+    check_unknown(clf.calibration_, least)
     sink: Sink = _Json() if as_json and out is None else Sink()
     if out is not None:
         sink = _File(_open(out, resume, clf, min(top, len(clf.classes_)), least), as_json)
@@ -160,8 +161,12 @@ class _File(Sink):
         self._file, self._as_json, self._named = file, as_json, 0
         self.next_step = f"{file.lines} holds them; the same command with --resume goes on."
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._file.close()
+    def __enter__(self) -> Self:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *rest: object) -> None:
+        self._file.__exit__(error, *rest)
 
     def has(self, file: Path) -> bool:
         from handful.answers import shown
