@@ -208,7 +208,7 @@ def test_what_is_not_ours_is_left_as_it_is(run: Run, tmp_path: Path):
     ("out", "hint"),
     [
         ("found.txt", "ends in .csv, .jsonl, .parquet"), ("found", "ends in"), (".", "that is a folder"),
-        ("images/a/bad.png/found.csv", "can be written"), ("found.parquet", "pip install 'handful[parquet]'"),
+        ("images/a/bad.png/found.csv", "can be written"), ("found.parquet", 'pip install "handful[parquet]"'),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be(run: Run, tmp_path: Path, out: str, hint: str, monkeypatch: pytest.MonkeyPatch):

@@ -22,8 +22,8 @@ def pyarrow() -> Any:
         return importlib.import_module("pyarrow")
     except ImportError as error:
         raise HandfulError(
-            "Parquet needs pyarrow, which is not installed: pip install 'handful[parquet]'. Or write .csv or "
-            ".jsonl."
+            'Parquet needs pyarrow, which is not installed. Install it: pip install "handful[parquet]". Or '
+            "write .csv or .jsonl."
         ) from error
 
 
