@@ -11,7 +11,7 @@ import torch
 from conftest import link_some
 
 import handful
-from handful.compare import compare
+from handful.compare import compare, estimate
 from handful.data import Dataset, ImageSet
 from handful.estimator import Learned
 from handful.evaluation import evaluate
@@ -182,17 +182,18 @@ class Guess(handful.FewShotClassifier):
 
 def test_compare_says_when_nothing_helps(mini: handful.Backbone, digits: Path, tmp_path: Path):
     images = ImageSet.from_folder(link_some(digits / "train", tmp_path / "folder", 4), verify=False)
-    found = compare({"zero-shot": handful.ZeroShot(mini), "guess": Guess(mini)}, images, repeats=1)
-    assert found.advice.startswith("Adaptation does not help here: zero-shot has ")
+    found = compare({"guess": Guess(mini), "zero-shot": handful.ZeroShot(mini)}, images, repeats=1)
+    assert found.advice.startswith("Adaptation is not likely to help here: zero-shot has ")
+    assert "better with a probability of 50 %" in found.advice  # the same answers: nobody knows
     assert found.best == "zero-shot"
-    assert found.folds == 4
+    assert found.folds == 4  # shots, each held out once
     again = compare({"zero-shot": handful.ZeroShot(mini)}, images, repeats=1)
     assert "nothing is better" in again.advice
     with pytest.raises(handful.ParameterError, match="zero-shot among them"):
         compare({"guess": Guess(mini)}, images)
-    lone = images.of_classes([0, 1])[[0, 1, 2, 4]]
-    with pytest.raises(handful.DataError, match=r"fewer than two images, \['five'|'one'|\['eight'"):
-        compare({"zero-shot": handful.ZeroShot(mini)}, ImageSet(lone.items, [0, 0, 0, 1], lone.class_names))
+    few = images.of_classes([0, 1])[[0, 4]]
+    with pytest.raises(handful.DataError, match="no class with two images"):
+        compare({"zero-shot": handful.ZeroShot(mini)}, few)
 
 
 class Right(handful.FewShotClassifier):
@@ -213,22 +214,84 @@ class Right(handful.FewShotClassifier):
         return np.eye(4)[(np.array(rows) + wrong) % 4]
 
 
-def test_compare_calls_nothing_better_that_is_within_noise():
-    """One image in forty is no gain, though it is one more; seven are."""
-    labels = np.arange(40) % 4
-    images = ImageSet([f"{number} {label}" for number, label in enumerate(labels)], labels, tuple("abcd"))
-    found = compare({"zero-shot": Right(8), "lucky": Right(7)}, images, repeats=2)
+def described(sizes: list[int]) -> ImageSet:
+    """Images that are called by their number and their class."""
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    labels = labels[np.random.default_rng(0).permutation(len(labels))]
+    items = [f"{number} {label}" for number, label in enumerate(labels)]
+    return ImageSet(items, labels, tuple("abcd"[: len(sizes)]))
+
+
+def test_compare_takes_what_is_likely_better_and_says_how_sure_it_is():
+    """One image in forty more is little, but more is likelier than less; seven are sure."""
+    images = described([10] * 4)
+    found = compare({"zero-shot": Right(8), "lucky": Right(7)}, images)
     assert [one.method for one in found.ranks] == ["lucky", "zero-shot"]
     assert 0 < found.ranks[0].gain < found.ranks[0].gain_error
-    assert found.best == "zero-shot"
-    assert found.advice.startswith("Adaptation does not help here")
-    assert "lucky, 82.5 ± 11.9 %, is within noise" in found.advice
-    found = compare({"zero-shot": Right(8), "good": Right(1), "alike": Right(2)}, images, repeats=2)
+    assert found.best == "lucky"
+    assert 0.5 < found.ranks[0].better < 0.9
+    assert f"better with a probability of {100 * found.ranks[0].better:.0f} %" in found.advice
+    found = compare({"zero-shot": Right(8), "good": Right(1), "alike": Right(2)}, images)
     assert found.best == "good"
-    assert "the difference to alike is within noise" in found.advice
-    found = compare({"zero-shot": Right(20), "good": Right(1), "other": Right(9)}, images, repeats=2)
+    assert found.ranks[0].better > 0.9
+    assert "The difference to alike is within noise" in found.advice
+    found = compare({"zero-shot": Right(20), "good": Right(1), "other": Right(12)}, images)
     assert found.best == "good"
     assert "within noise" not in found.advice
+    found = compare({"zero-shot": Right(1), "worse": Right(12), "bad": Right(20)}, images)
+    assert found.best == "zero-shot"
+    assert found.advice.startswith("Adaptation does not help here: zero-shot has 97.5 ± ")
+    assert [one.method for one in found.ranks] == ["zero-shot", "worse", "bad"]
+
+
+class Large(Right):
+    """Answers always with the first class."""
+
+    def decision_function(self, images: ImageSet):
+        return np.eye(4)[[0] * len(images)]
+
+
+def test_compare_ranks_by_the_mean_over_classes():
+    """Of 100 to 3 to 3 images, 94 % are right who know the first class alone; that is one class of three."""
+    images = described([100, 3, 3])
+    found = compare({"zero-shot": Large(), "good": Right(40)}, images, repeats=1)
+    good, large = found.ranks
+    assert (good.method, large.method) == ("good", "zero-shot")
+    assert large.accuracy == pytest.approx(100 / 106)
+    assert large.balanced_accuracy == pytest.approx(1 / 3)
+    assert good.accuracy < large.accuracy
+    assert (found.smallest, found.largest, found.folds) == (3, 100, 16)
+    assert found.notes == ("Classes have 3 to 100 images: each class counts alike, not each image.",)
+
+
+def test_a_class_of_one_image_is_learned_and_not_measured():
+    seen: list[int] = []
+
+    class Watching(Right):
+        def fit(self, images: ImageSet, labels: Any = None, **given: Any):
+            seen.append(int((images.labels == 3).sum()))
+            return super().fit(images)
+
+    found = compare({"zero-shot": Watching(), "other": Watching(9)}, described([4, 4, 4, 1]))
+    assert set(seen) == {1}
+    assert found.ranks[0].accuracy == 1
+    assert "One image of d: learned, and not measured." in found.notes
+    assert (found.smallest, found.folds, found.repeats) == (1, 4, 3)
+
+
+def test_an_estimate_has_the_draw_in_it():
+    """Nadeau and Bengio's variance of n images, each held out of n: v (1/n + 1/(n - 1))."""
+    labels = np.repeat([0, 1], 50)
+    values = (np.arange(100) % 4 > 0).astype(float)
+    found = estimate(values, labels)
+    within = [values[labels == c].var(ddof=1) for c in (0, 1)]
+    expected = sum(v * (1 / 50 + 1 / 49) for v in within) ** 0.5 / 2
+    assert found.mean == pytest.approx(sum(values[labels == c].mean() for c in (0, 1)) / 2)
+    assert found.error == pytest.approx(expected, rel=0.01)
+    assert found.half == pytest.approx(1.98 * found.error, rel=0.01)
+    sure = estimate(np.ones(8), np.repeat([0, 1], 4))
+    assert 0.05 < sure.half < 0.2  # eight of eight are not all there will ever be
+    assert estimate(np.zeros(8), np.repeat([0, 1], 4)).positive == 0.5
 
 
 def test_an_evaluation_is_beside_zero_shot(data: Dataset, mini: handful.Backbone, tmp_path: Path):

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "handful"
 FLOORS = (
     ("errors", "files", "names", "progress", "types"),
-    ("metrics", "model_card", "resume", "schedule"),
+    ("balance", "metrics", "model_card", "resume", "schedule"),
     ("backbones", "checkpoint", "data"),
     ("heads", "search", "selection"),
     ("features", "towers", "train"),

@@ -24,7 +24,7 @@ import handful
 from handful.bench import as_lines
 from handful.data import decode
 from handful.data.images import FORMATS
-from handful.data.sets import check_names
+from handful.data.names import check_names
 
 # -- images ---------------------------------------------------------------------------------------
 

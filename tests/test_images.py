@@ -120,11 +120,12 @@ def test_one_error_names_every_bad_file(two_classes: Path):
 def test_skip_reports_what_was_left_out_and_counts_agree(two_classes: Path):
     reasons = spoil(two_classes)
     (two_classes / "Mug").mkdir()
-    (two_classes / "lamp/.DS_Store").write_text("a system file is neither used nor counted")
+    (two_classes / "lamp/.DS_Store").write_text("a system file is not used, and counted apart")
     images = handful.ImageSet.from_folder(two_classes, on_error="skip")
     report = images.report
     assert report is not None
     assert (report.found, report.kept, len(report.left_out)) == (6 + len(reasons), 6, len(reasons))
+    assert [Path(path).name for path in report.passed_over] == [".DS_Store"]
     assert images.class_names == ("lamp", "red panda")
     assert report.empty_classes == ("Mug",)
 

@@ -222,7 +222,7 @@ def test_resume_needs_a_file_and_images_are_needed(run: Run, call: Call, model: 
     assert run("--resume")[0] == 2
     (tmp_path / "none").mkdir()
     code, _, err = call("predict", model, tmp_path / "none", "--out", tmp_path / "found.csv")
-    assert code == 1 and "Got no images in" in err and not list(tmp_path.glob("found*"))
+    assert code == 1 and "where no image is" in err and not list(tmp_path.glob("found*"))
     code, _, err = run("--unknown", "sometimes", "--out", tmp_path / "found.csv")
     assert code == 1 and "unknown='sometimes'" in err
 

@@ -80,7 +80,7 @@ def spoil(folder: Path) -> None:
     (folder / "lamp/cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "red_panda/empty.png").touch()
     (folder / "old_mug").mkdir()
-    (folder / "old_mug/notes.txt").write_text("no image")
+    (folder / "old_mug/torn.png").write_text("no image")
     shutil.copy(folder / "lamp/1.png", folder / "red_panda/copy.png")
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.sets import check_names
+from handful.data.names import check_names
 from handful.data.templates import prompts_of, resolve_templates
 from handful.errors import SeamError, check_integer, unexpected
 from handful.towers import text_pass
@@ -37,7 +37,7 @@ def class_weights(backbone: Backbone, names: Sequence[str], templates: Templates
         `"imagenet7"`, `"imagenet80"`), prompts by class (`{"cat": ["A cat is ..."]}`), or a file of these:
         see `handful.data.templates.resolve_templates`.
     """
-    words = check_names(names)
+    words = check_names(names, normalise=False)
     prompts = prompts_of(words, resolve_templates(templates))
     tokens = backbone.tokenize([text for own in prompts for text in own])
     with torch.no_grad():
@@ -51,7 +51,7 @@ def template_tokens(backbone: Backbone, names: Sequence[str], template: Template
 
     `template` is one, or has one prompt of each class, in any form that `class_weights` takes.
     """
-    words = check_names(names)
+    words = check_names(names, normalise=False)
     prompts = prompts_of(words, resolve_templates(template, "template"))
     if any(len(own) != 1 for own in prompts):
         most = max(map(len, prompts))
@@ -96,7 +96,7 @@ def with_context(
     ParameterError
         A name, or the context, is longer than the tower reads.
     """
-    words, length = check_names(names), check_integer("length", length, 1)
+    words, length = check_names(names, normalise=False), check_integer("length", length, 1)
     if position not in POSITIONS:
         raise unexpected("position", position, f"one of {list(POSITIONS)}")
     counts = [backbone.count_tokens(word) for word in words]

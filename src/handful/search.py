@@ -20,14 +20,16 @@ ROWS = 256
 
 @dataclass(frozen=True)
 class Found:
-    """The best numbers of a search, and the accuracy (0 to 1) that is reached at them."""
+    """The best numbers of a search, and the accuracy (0 to 1, by the weights) that is reached at them."""
 
     alpha: float
     beta: float
     accuracy: float
 
 
-def best_ratio(base: Tensor, extra: Tensor, labels: Tensor, low: float, high: float) -> tuple[float, float]:
+def best_ratio(
+    base: Tensor, extra: Tensor, labels: Tensor, low: float, high: float, weights: Tensor | None = None
+) -> tuple[float, float]:
     """Find the ratio a in [low, high] at which `base + a * extra` is right most often, exactly.
 
     Ties keep the first stretch of ratios; the answer is its middle.
@@ -38,14 +40,18 @@ def best_ratio(base: Tensor, extra: Tensor, labels: Tensor, low: float, high: fl
         Logits `[N, C]`.
     labels
         `[N]`.
+    weights
+        What a right answer to each image counts, `[N]`, whole numbers; alike by default.
 
     Returns
     -------
     ratio, accuracy
         The accuracy is between 0 and 1, and reached at that very ratio.
     """
-    ratio, _ = sweep(*intervals(gaps(base, labels), extra, labels), low, high)
-    return ratio, float(((base + ratio * extra).argmax(1) == labels).double().mean())
+    weights = torch.ones_like(labels) if weights is None else weights
+    ratio, _ = sweep(*intervals(gaps(base, labels), extra, labels), low, high, weights)
+    right = (base + ratio * extra).argmax(1) == labels
+    return ratio, int(weights[right].sum()) / int(weights.sum())
 
 
 def best_pair(
@@ -54,6 +60,7 @@ def best_pair(
     labels: Tensor,
     alphas: tuple[float, float],
     betas: Sequence[float],
+    weights: Tensor | None = None,
 ) -> Found:
     """Find the best alpha in a range, exactly, at each of some betas, for `base + alpha * extra(beta)`.
 
@@ -69,7 +76,10 @@ def best_pair(
         `[N]`.
     alphas, betas
         The range of alpha, and the betas to look at, ascending.
+    weights
+        What a right answer to each image counts, `[N]`, whole numbers; alike by default.
     """
+    weights = torch.ones_like(labels) if weights is None else weights
     chunks = torch.arange(len(base)).split(ROWS)
     starts, ends = (torch.empty(len(betas), len(base), dtype=torch.float64) for _ in range(2))
     for rows in chunks:
@@ -77,18 +87,19 @@ def best_pair(
         for number, extra in enumerate(extras(rows, betas)):
             starts[number, rows], ends[number, rows] = intervals(gap, extra, labels[rows])
     claims = [
-        (*sweep(start, end, *alphas), beta) for start, end, beta in zip(starts, ends, betas, strict=True)
+        (*sweep(start, end, *alphas, weights), beta)
+        for start, end, beta in zip(starts, ends, betas, strict=True)
     ]
-    best = Found(claims[0][0], betas[0], -1.0)
+    best, most = Found(claims[0][0], betas[0], -1.0), -1
     for alpha, claimed, beta in sorted(claims, key=lambda claim: -claim[1]):
-        if claimed <= best.accuracy * len(base):
+        if claimed <= most:
             break  # no later claim is better than what was checked
         right = 0
         for rows in chunks:
             (extra,) = extras(rows, [beta])
-            right += int(((base[rows] + alpha * extra).argmax(1) == labels[rows]).sum())
-        if right > best.accuracy * len(base):
-            best = Found(alpha, beta, right / len(base))
+            right += int(weights[rows][(base[rows] + alpha * extra).argmax(1) == labels[rows]].sum())
+        if right > most:
+            best, most = Found(alpha, beta, right / max(int(weights.sum()), 1)), right
     return best
 
 
@@ -111,16 +122,30 @@ def intervals(gap: Tensor, extra: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     return starts.masked_fill(never, math.inf), ends.masked_fill(never, -math.inf)
 
 
-def sweep(starts: Tensor, ends: Tensor, low: float, high: float) -> tuple[float, int]:
-    """Give the middle of the first stretch of [low, high] that most intervals cover, and how many do."""
+def sweep(
+    starts: Tensor, ends: Tensor, low: float, high: float, weights: Tensor | None = None
+) -> tuple[float, int]:
+    """Give the middle of the first stretch of [low, high] that most intervals cover, and how many do.
+
+    With `weights [N]`, whole numbers, those of most weight, and that weight.
+    """
+    weights = torch.ones(len(starts), dtype=torch.int64) if weights is None else weights
     starts, ends = starts.clamp(min=low), ends.clamp(max=high)
     possible = starts < ends
-    starts, ends = starts[possible].sort().values, ends[possible].sort().values
-    cuts = torch.cat([starts.new_tensor([low, high]), starts, ends]).unique()
+    begun, started = _running(starts[possible], weights[possible])
+    over, ended = _running(ends[possible], weights[possible])
+    cuts = torch.cat([starts.new_tensor([low, high]), begun, over]).unique()
     left = cuts[:-1]  # between two neighbouring cuts nothing changes
-    covering = torch.searchsorted(starts, left, right=True) - torch.searchsorted(ends, left, right=True)
+    started = started[torch.searchsorted(begun, left, right=True)]
+    covering = started - ended[torch.searchsorted(over, left, right=True)]
     stretch = int(covering.argmax())
     return float((cuts[stretch] + cuts[stretch + 1]) / 2), int(covering[stretch])
+
+
+def _running(places: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort places `[n]`, and give the weight of the first 0, 1, ... n of them, `[n + 1]`."""
+    places, order = places.sort()
+    return places, torch.cat([weights.new_zeros(1), weights[order].cumsum(0)])
 
 
 def by_class(labels: Tensor, classes: int) -> Tensor:

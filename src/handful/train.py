@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handful.backbones.base import has_bf16
+from handful.balance import balanced_order
 from handful.errors import TrainingError
 from handful.progress import bar
 from handful.resume import Snapshot, SnapshotStore
@@ -48,12 +49,23 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def shuffled(
-    source: Source, labels: Tensor, size: int, generator: torch.Generator, keep_last: bool = False
+    source: Source,
+    labels: Tensor,
+    size: int,
+    generator: torch.Generator,
+    keep_last: bool = False,
+    balance: bool = False,
 ) -> Iterator[Batch]:
-    """Give one epoch: every image once, in batches; a last, smaller one is dropped if others came."""
-    order = torch.randperm(len(source), generator=generator)
+    """Give one epoch: every image once, in batches; a last, smaller one is dropped if others came.
+
+    With `balance`, as many images of each class in its place: the expected gradient is that of images which
+    weigh `N / (C n)`, for any loss. Weights in the loss would give the same on average, but by steps that are
+    many times as large wherever a batch holds one of a class's few images.
+    """
+    count = len(source)
+    order = balanced_order(labels, generator) if balance else torch.randperm(count, generator=generator)
     for rows in order.split(size):
-        if len(rows) == size or len(source) < size or keep_last:
+        if len(rows) == size or count < size or keep_last:
             yield source.sample(rows, generator), labels[rows], rows
 
 
@@ -118,12 +130,14 @@ def train_on(
     labels: Tensor,
     schedule: Schedule,
     generator: torch.Generator,
+    *,
+    balance: bool = False,
     **settings: Any,
 ) -> Run:
-    """Train on shuffled epochs of a support set; see `train` for the settings."""
+    """Train on shuffled epochs of a support set, balanced ones if asked; see `train` for the settings."""
 
     def epoch() -> Iterator[Batch]:
-        return shuffled(source, labels, schedule.batch_size, generator, schedule.by_step)
+        return shuffled(source, labels, schedule.batch_size, generator, schedule.by_step, balance)
 
     return train(model, epoch, schedule, schedule.steps(len(source)), generator=generator, **settings)
 

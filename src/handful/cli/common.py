@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Model = Annotated[Path, typer.Argument(help="A folder that `handful fit` wrote.")]
 Data = Annotated[
-    Path, typer.Argument(help="A folder of class folders, or a CSV or JSONL with path and label.")
+    Path,
+    typer.Argument(help="A folder of class folders, or a table (CSV, TSV, JSON) with path and label."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 OnError = Annotated[str, typer.Option(help="What bad files do: raise, or skip with a report.")]
@@ -101,11 +102,12 @@ def use_images(data: Path, on_error: str, use: Callable[[ImageSet], T]) -> tuple
 
 def _listed(data: Path, on_error: str, verify: bool = False) -> ImageSet:
     from handful.data import ImageSet
+    from handful.data.tables import is_table
     from handful.errors import unexpected
 
     if on_error not in ("raise", "skip"):
         raise unexpected("on_error", on_error, "'raise' or 'skip'")
-    read = ImageSet.from_folder if data.is_dir() or not data.suffix else ImageSet.from_table
+    read = ImageSet.from_table if is_table(data) else ImageSet.from_folder
     return read(data, on_error="skip" if on_error == "skip" else "raise", verify=verify)
 
 

@@ -147,12 +147,18 @@ def _print_fit(clf: FewShotClassifier, facts: dict[str, Any], seconds: float, as
     facts = {
         **facts,
         "classes": len(clf.class_names_),
+        "images_per_class": [min(clf.shots_), max(clf.shots_)],
         "selection": clf.selection_,
         "selected": clf.selected_,
         "seconds": round(seconds, 2),
         **({"calibration": clf.calibration_.facts()} if clf.calibration_ else {}),
     }
-    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k}: {plain(v)}" for k, v in facts.items()))
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    least, most = facts["images_per_class"]
+    facts["images_per_class"] = least if least == most else f"{least} to {most}"
+    typer.echo("\n".join(f"{k}: {plain(v)}" for k, v in facts.items()))
 
 
 def meta_train(
@@ -190,8 +196,10 @@ def compare(
     ] = None,
     backbone: BackboneName = "mini",
     weights: Weights = None,
-    folds: Annotated[int, typer.Option(min=2, help="At most; as many as the smallest class has images.")] = 4,
-    repeats: Annotated[int, typer.Option(min=1, help="How often, with other folds.")] = 3,
+    folds: Annotated[int, typer.Option(min=2, help="At most; as many as the largest class has images.")] = 16,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="How often, with other folds. Default: as makes 12 fits.")
+    ] = None,
     fit_best: Annotated[
         bool, typer.Option("--fit-best", help="Fit the best on all images, and save it.")
     ] = False,
@@ -218,6 +226,8 @@ def compare(
         return compare_methods(candidates, chosen, count=folds, repeats=repeats, progress=say)
 
     found, images = use_images(folder, on_error, choose)
+    for note in found.notes:
+        say(f"note: {note}")
     if fit_best:
         candidates[found.best].fit(images).save(out)
         say(f"{found.best}, fitted on all {len(images)} images: {out}")

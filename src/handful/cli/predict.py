@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -50,7 +48,6 @@ def predict(
 ) -> None:
     """Say what is on images; answers come as they are made, and Ctrl-C keeps them."""
     from handful.answers import answer_rows
-    from handful.errors import DataError
     from handful.estimator.confidence import check_unknown
     from handful.methods import read_value
     from handful.progress import bar
@@ -65,13 +62,10 @@ def predict(
     sink: Sink = _Json() if as_json and out is None else Sink()
     if out is not None:
         sink = _File(_open(out, resume, clf, min(top, len(clf.classes_)), least), as_json)
-    total = sum(1 for file in _files(images) if not sink.has(file))
-    if not total and not sink.count:
-        raise DataError(f"Got no images in {', '.join(map(str, images))}, expected at least one.")
+    left = [file for file in _files(images) if not sink.has(file)]
     show = False if out is None and sys.stdout.isatty() else None  # answers on a terminal show how far it is
-    left = (file for file in _files(images) if not sink.has(file))
     try:
-        with sink, bar("Predicting", total, show) as advance:
+        with sink, bar("Predicting", len(left), show) as advance:
             for rows in answer_rows(clf, left, top, least):
                 sink.write(rows)
                 advance(len(rows))
@@ -105,7 +99,7 @@ class Sink:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         """End, however it ends."""
 
-    def has(self, file: Path) -> bool:
+    def has(self, file: str) -> bool:
         """Whether an image is answered already."""
         return False
 
@@ -168,10 +162,10 @@ class _File(Sink):
     def __exit__(self, error: type[BaseException] | None, *rest: object) -> None:
         self._file.__exit__(error, *rest)
 
-    def has(self, file: Path) -> bool:
+    def has(self, file: str) -> bool:
         from handful.answers import shown
 
-        return shown(str(file)) in self._file.done
+        return shown(file) in self._file.done
 
     def write(self, rows: list[Row]) -> None:
         self._file.write(rows)
@@ -211,20 +205,11 @@ def _open(out: Path, resume: bool, clf: FewShotClassifier, top: int, unknown: An
     return file
 
 
-def _files(paths: list[Path]) -> Iterator[Path]:
-    """Give the files, and those in the folders but for hidden ones, sorted; a folder at a time is listed."""
-    for path in paths:
-        if path.is_dir():
-            yield from _inside(path)
-        else:
-            yield path
+def _files(paths: list[Path]) -> list[str]:
+    """Give the files, and the images in the folders; say what is passed over there."""
+    from handful.data.folders import list_images
 
-
-def _inside(folder: Path) -> Iterator[Path]:
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _inside(Path(entry.path))
-        elif entry.is_file():
-            yield Path(entry.path)
+    files, passed = list_images(paths)
+    for line in str(passed).splitlines():
+        say(line)
+    return [str(file) for file in files]  # a path takes several times the memory of its text

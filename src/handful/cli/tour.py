@@ -65,7 +65,7 @@ def run_demo(
     train, test = (bench.sets[0].part(part) for part in ("train", "test"))
     support = few_shot(train, max(shots), seeds[0])
     methods = sensible(bench.model, QUICK)
-    chosen = compare(methods, support, repeats=1, progress=progress)
+    chosen = compare(methods, support, count=4, repeats=1, progress=progress)
     score = next(one for one in chosen.ranks if one.method == chosen.best)
     clf = methods[chosen.best].fit(support)
     clf.save(folder / "best")
@@ -74,7 +74,7 @@ def run_demo(
     row = int(probabilities.argmax())
     out.print(
         f"Best by cross-validation inside the {len(support)} support images (no test image seen): "
-        f"{chosen.best}, {100 * score.accuracy:.1f} ± {100 * score.error:.1f} %; on the test images "
+        f"{chosen.best}, {100 * score.balanced_accuracy:.1f} ± {100 * score.error:.1f} %; on the test images "
         f"{100 * clf.score(test):.1f} %."
     )
     out.print(f"{image}: {clf.classes_[row]} ({100 * probabilities[row]:.0f} %)")

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from handful.data.catalog import Entry, entries
-from handful.data.sets import ImageSet, read_table
+from handful.data.folders import IMAGE_ENDINGS
+from handful.data.part_names import part_of
+from handful.data.reading import LeftOut, Report, refuse
+from handful.data.sets import ImageSet
 from handful.data.splits import read_split_zhou
+from handful.data.tables import read_table
 from handful.errors import DataError, unexpected
 
 PARTS = ("train", "val", "test")
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 SHOWN = 6
 
 
@@ -55,9 +58,9 @@ def open_dataset(name: str | Path, root: str | Path | None = None) -> Dataset:
     ----------
     name
         A name in the catalogue, with `root`; or a path: a folder with `train`, `val` and `test`, each of
-        class folders, or a CSV or JSONL with `path`, `label` and `split`. A set to learn on needs no `test`
-        where others are tested, and those need no `train`. A folder that is laid out as a set of the
-        catalogue is read as that.
+        class folders, or a table with `path`, `label` and `split`; parts may have any usual name (`training`,
+        `Test_set`, `eval`). A set to learn on needs no `test` where others are tested, and those need no
+        `train`. A folder that is laid out as a set of the catalogue is read as that.
     root
         Where the catalogue's sets lie, each in its folder.
 
@@ -72,7 +75,7 @@ def open_dataset(name: str | Path, root: str | Path | None = None) -> Dataset:
     path = Path(name)
     if not path.exists():
         raise unexpected(
-            "data", str(name), f"a folder, a CSV or JSONL, or with a root one of {sorted(known)}",
+            "data", str(name), f"a folder, a table, or with a root one of {sorted(known)}",
             "Say where the catalogue's sets lie." if str(name) in known else "",
         )  # fmt: skip
     if path.is_file():
@@ -80,7 +83,7 @@ def open_dataset(name: str | Path, root: str | Path | None = None) -> Dataset:
     for entry in known.values():
         if entry.split and (path / entry.split).is_file():
             return _open_known(entry, path)
-    parts = {part: path / part for part in PARTS if (path / part).is_dir()}
+    parts = _find_parts(path)
     if not {"train", "test"} & set(parts):
         found = sorted(child.name for child in path.iterdir())[:SHOWN]
         raise DataError(
@@ -108,12 +111,39 @@ def _whole(name: str, parts: dict[str, ImageSet], templates: str, root: Path) ->
     return Dataset(name, parts, templates, hasher.hexdigest())
 
 
+def _find_parts(path: Path) -> dict[str, Path]:
+    """Find the folders of train, val and test, by these names or by others that are usual.
+
+    Raises
+    ------
+    DataError
+        Two folders may be one part.
+    """
+    every = [child for child in sorted(path.iterdir()) if child.is_dir()]
+    found: dict[str, Path] = {}
+    for part in PARTS:
+        own = [child for child in every if child.name == part]
+        own = own or [child for child in every if part_of(child.name) == part]
+        if len(own) > 1:
+            raise DataError(
+                f"Got data={str(path)!r}, where {' and '.join(child.name for child in own)} may both be the "
+                f"{part} part. Call the one to take `{part}`."
+            )
+        if own:
+            found[part] = own[0]
+    return found
+
+
 def _open_table(path: Path) -> Dataset:
     """Read a table with a column `split`."""
-    rows = read_table(path, ("path", "label", "split"))
+    table = read_table(path, ("path", "label", "split"))
+    rows = table.rows
+    if table.missing:
+        gone = tuple(LeftOut(str(rows[row][0]), reason) for row, reason in table.missing.items())
+        refuse(Report(len(rows), len(rows) - len(gone), gone))
     sets = {}
     for part in PARTS:
-        mine = [(item, label) for item, label, split in rows if split == part]
+        mine = [(item, label) for item, label, split in rows if split == part or part_of(split) == part]
         if mine:
             sets[part] = ImageSet.from_lists([item for item, _ in mine], [label for _, label in mine])
     if not {"train", "test"} & set(sets):
@@ -184,7 +214,7 @@ def _wnids(root: Path, names: dict[str, str]) -> ImageSet:
         (path, names[wnid])
         for wnid in present
         for path in sorted((root / wnid).iterdir())
-        if path.suffix.lower() in IMAGES
+        if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
     ]
     return ImageSet.from_lists(
         [path for path, _ in pairs], [name for _, name in pairs], [names[wnid] for wnid in present]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +19,19 @@ class LeftOut:
 
     path: str
     reason: str
+    passed: bool = False
+    """No fault: it is no image, or it is read elsewhere."""
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{self.path}: {self.reason}{', passed over' * self.passed}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What went in and what came out: `found == kept + len(left_out)` always."""
+    """What went in and what came out: `found == kept + len(left_out)` always.
+
+    Hidden files and what systems leave behind are counted apart, in `passed_over`.
+    """
 
     found: int
     kept: int
@@ -36,6 +41,10 @@ class Report:
     """Two files that are the same to the byte, in different classes."""
     written: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """How the folder or the table writes the classes that are kept, in label order."""
+    passed_over: tuple[str, ...] = ()
+    """Hidden files and folders, and leftovers such as `__MACOSX` and `Thumbs.db`."""
+    notes: tuple[str, ...] = ()
+    """What may have been meant otherwise, a sentence each."""
 
     def __post_init__(self) -> None:
         if self.found != self.kept + len(self.left_out):
@@ -46,14 +55,23 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.kept} of {self.found} files used, {len(self.left_out)} left out"]
-        lines += [f"  {item}" for item in self.left_out[:MOST_SHOWN]]
+        faults_first = sorted(self.left_out, key=lambda item: item.passed)
+        lines += [f"  {item}" for item in faults_first[:MOST_SHOWN]]
         if len(self.left_out) > MOST_SHOWN:
             lines.append(f"  and {len(self.left_out) - MOST_SHOWN} more")
         lines += [f"  {name}: a class folder without images" for name in self.empty_classes]
         lines += [
             f"  {one}: the same image as {other}, of another class" for one, other in self.same[:MOST_SHOWN]
         ]
-        return "\n".join(lines)
+        lines += [f"  {passed_line(self.passed_over)}"] if self.passed_over else []
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+
+def passed_line(paths: Sequence[str]) -> str:
+    """Count hidden files and leftovers, and say how they are called."""
+    names = sorted({repr(Path(path).name)[1:-1] for path in paths})
+    shown = ", ".join(names[:MOST_SHOWN]) + (", ..." if len(names) > MOST_SHOWN else "")
+    return f"{len(paths)} hidden or left behind by systems and archives, passed over: {shown}"
 
 
 def refuse(report: Report) -> NoReturn:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from handful.data.images import decode
-from handful.data.sets import Rows, check_names, choose_rows
+from handful.data.names import check_names
+from handful.data.sets import Rows, choose_rows
 from handful.errors import DataError, check_number
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections import Counter
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -14,16 +11,13 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
+from handful.data.folders import Listing, list_classes
 from handful.data.images import check_images
+from handful.data.names import check_names, clean_name, name_key
 from handful.data.reading import LeftOut, Report, find_same, refuse
+from handful.data.tables import read_table
 from handful.errors import DataError, UnreadableImages, unexpected
 from handful.types import ImageLike
-
-SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
-PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-"""What folders are called that hold class folders, and are none."""
-LONGEST_NAME = 1000
-"""Characters of a class name; a text tower reads far fewer."""
 
 OnError = Literal["raise", "skip"]
 T = TypeVar("T")
@@ -176,52 +170,42 @@ class ImageSet:
     def from_folder(cls, folder: str | Path, on_error: OnError = "raise", verify: bool = True) -> ImageSet:
         """Read a folder with one sub-folder for each class, of any depth below that.
 
+        Files are images by their name, or by their first bytes; notes and tables among them are passed over
+        and named in the report, hidden files and leftovers of systems and archives are counted. Links to
+        folders are followed, and each real folder is read once.
+
         Parameters
         ----------
         folder
-            `folder/<class name>/.../<image>`; the sub-folder's name is the class name.
+            `folder/<class name>/.../<image>`; the sub-folder's name is the class name. Parts of a data set
+            (`train` and `test`, `images` alone) are refused: give one of them.
         on_error
             `"raise"`: one error that lists every bad file, before any work starts.
             `"skip"`: bad files stay out, and `report` says which.
         verify
             Decode every image once to find truncated ones.
         """
-        root = Path(folder)
-        if not root.is_dir():
-            what = "which is a file" if root.exists() else "which is not there"
-            raise DataError(f"Got folder={str(folder)!r}, {what}; expected a folder of class folders.")
-        classes = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-        if not classes:
-            raise DataError(
-                f"{root} holds no class folders. Lay the images out as {root}/<class name>/<image>."
-            )
-        if all(path.name.casefold() in PARTS and any(map(Path.is_dir, path.iterdir())) for path in classes):
-            one = next((path for path in classes if path.name.casefold().startswith("train")), classes[0])
-            found = ", ".join(path.name for path in classes)
-            raise DataError(f"{root} holds {found}: parts of a data set, no classes. Give one, as {one}.")
-        files: list[tuple[Path, str]] = []
-        names: list[str] = []
-        empty: list[str] = []
-        loose = [path for path in root.iterdir() if not path.is_dir() and not _is_system(path)]
-        bad = [LeftOut(str(path), "lies beside the class folders, in none of them") for path in loose]
-        for path in classes:
-            inside = [found for found in sorted(path.rglob("*")) if not found.is_dir()]
-            inside = [found for found in inside if not _is_system(found)]
-            (empty if not inside else names).append(path.name)
-            files += [(found, path.name) for found in inside if found.is_file()]
-            odd = [found for found in inside if not found.is_file()]
-            bad += [LeftOut(str(found), "a link to nothing, or no file") for found in odd]
-        return _assemble(files, names, on_error, verify, bad, empty)
+        return _assemble(list_classes(Path(folder)), {}, on_error, verify)
 
     @classmethod
     def from_table(cls, table: str | Path, on_error: OnError = "raise", verify: bool = True) -> ImageSet:
-        """Read a CSV (with a header) or JSONL file with the columns `path` and `label`.
+        """Read a table with the columns `path` and `label`: CSV or TSV with a header, JSON or JSONL.
 
-        Paths that are not absolute start at the table's own folder.
+        Columns may have other usual names (`Image`, `class`), cells be separated by `,`, `;`, tab or `|`.
+        Paths that are not absolute start at the table's own folder, or else at the working folder.
+
+        Raises
+        ------
+        DataError
+            It is no such table; or, with `on_error="raise"`, files are missing or can't be read: the error
+            says what was tried.
         """
-        rows = read_table(Path(table))
-        names = list(dict.fromkeys(label for _, label in rows))
-        return _assemble(rows, sorted(names), on_error, verify, [], [])
+        found = read_table(Path(table))
+        listing = Listing(
+            labelled=found.rows, names=sorted({label for _, label in found.rows}),
+            leftovers=found.leftovers, notes=found.notes,
+        )  # fmt: skip
+        return _assemble(listing, found.missing, on_error, verify)
 
 
 def choose_rows(rows: Rows, count: int) -> np.ndarray[Any, Any]:
@@ -235,69 +219,31 @@ def choose_rows(rows: Rows, count: int) -> np.ndarray[Any, Any]:
     return chosen.astype(int)
 
 
-def check_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Refuse lists of class names that can't make a classifier; underscores become spaces."""
-    given = None if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
-    if given is None or not all(isinstance(name, str) for name in given):
-        raise DataError(f"Got class_names={names!r}, expected a list of texts.")
-    words = tuple(clean_name(name) for name in given)
-    if not words:
-        raise DataError("Got no class names, expected at least one.")
-    if "" in words:
-        raise DataError(f"Got an empty class name at position {words.index('')}, expected a word.")
-    if "�" in "".join(words) or any(not name.isprintable() for name in words):
-        raise DataError("Got a class name that is not readable text (UTF-8). Rename its folder.")
-    longest = max(words, key=len)
-    if len(longest) > LONGEST_NAME:
-        raise DataError(
-            f"Got a class name of {len(longest)} characters, {longest[:60]!r}..., expected at most "
-            f"{LONGEST_NAME}. Shorten it."
-        )
-    folded = [word.casefold() for word in words]
-    count = Counter(folded)
-    twice = sorted({word for word, low in zip(words, folded, strict=True) if count[low] > 1})
-    if twice:
-        raise DataError(f"Got duplicate class names {twice[:5]}. Rename them so that each is one class.")
-    return words
-
-
-def _is_system(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in SYSTEM_FILES
-
-
-def clean_name(name: str) -> str:
-    """Turn a folder or file name into words: underscores are spaces, as in the published prompts."""
-    return " ".join(name.replace("_", " ").split())
-
-
-def _assemble(
-    files: list[tuple[Path, str]],
-    names: list[str],
-    on_error: OnError,
-    verify: bool,
-    bad: list[LeftOut],
-    empty: list[str],
-) -> ImageSet:
-    """Check files and names together, and raise once or leave out."""
+def _assemble(listing: Listing, missing: Mapping[int, str], on_error: OnError, verify: bool) -> ImageSet:
+    """Check files and names together, and raise once or leave out; `missing` rows are not there."""
     _check_on_error(on_error)
-    cleaned: dict[str, list[str]] = {}
-    for name in names + empty:
-        cleaned.setdefault(clean_name(name).casefold(), []).append(name)
-    twice = [f"{' and '.join(group)} are one class name" for group in cleaned.values() if group[1:]]
-    if twice:
-        raise DataError(
-            "Duplicate class folders or labels: " + "; ".join(twice) + ". Merge them, or rename one."
-        )
-    found = len(files) + len(bad)
-    reasons = check_images([path for path, _ in files])[1] if verify else {}
-    bad = bad + [LeftOut(str(files[row][0]), reason) for row, reason in reasons.items()]
+    _check_folders(listing.names, listing.empty)
+    files = listing.labelled
+    there = [row for row in range(len(files)) if row not in missing]
+    unreadable = check_images([files[row][0] for row in there])[1] if verify else {}
+    reasons = {**missing, **{there[place]: reason for place, reason in unreadable.items()}}
+    bad = [*listing.bad, *listing.passed]
+    bad += [LeftOut(str(files[row][0]), reasons[row]) for row in sorted(reasons)]
     kept = [file for row, file in enumerate(files) if row not in reasons]
     alive = {label for _, label in kept}
-    order = [name for name in names if name in alive]
-    empty = empty + [name for name in names if name not in alive]
-    same = find_same(kept) if verify else ()
-    report = Report(found, len(kept), tuple(bad), tuple(empty), same, tuple(order))
-    if on_error == "raise" and (bad or empty):
+    order = [name for name in listing.names if name in alive]
+    empty = listing.empty + [name for name in listing.names if name not in alive]
+    report = Report(
+        found=len(kept) + len(bad),
+        kept=len(kept),
+        left_out=tuple(bad),
+        empty_classes=tuple(empty),
+        same=find_same(kept) if verify else (),
+        written=tuple(order),
+        passed_over=tuple(listing.leftovers),
+        notes=tuple(listing.notes),
+    )
+    if on_error == "raise" and (listing.bad or reasons or empty):
         refuse(report)
     if not kept:
         raise DataError(f"No image is left. {report}")
@@ -308,6 +254,25 @@ def _assemble(
         check_names(order),
         report,
     )
+
+
+def _check_folders(names: Sequence[str], empty: Sequence[str]) -> None:
+    """Refuse names that make no classes before any image is read."""
+    same: dict[str, list[str]] = {}
+    for name in [*names, *empty]:
+        same.setdefault(name_key(name), []).append(name)
+    twice = [
+        f"{' and '.join(group)} are one class name"
+        + ", encoded in two ways" * (len({unicodedata.normalize("NFC", name) for name in group}) == 1)
+        for group in same.values()
+        if group[1:]
+    ]
+    if twice:
+        raise DataError(
+            "Duplicate class folders or labels: " + "; ".join(twice) + ". Merge them, or rename one."
+        )
+    if names:
+        check_names(names)
 
 
 def _check_on_error(on_error: object) -> None:
@@ -352,44 +317,3 @@ def use_readable(
             if on_error == "raise":
                 refuse(images._report_without(failures)[0])
             images = images.without(failures)
-
-
-def read_table(table: Path, columns: Sequence[str] = ("path", "label")) -> list[tuple[Any, ...]]:
-    """Read rows of path, label and other texts from CSV or JSONL; paths start from the table's folder."""
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Got table={str(table)!r}, expected a readable UTF-8 file: {error}") from error
-    rows: list[tuple[Any, ...]] = []
-    for number, row in _rows(table, text):
-        path, *others = texts = [row.get(column) for column in columns]
-        if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise DataError(
-                f"{table}, row {number}: expected the columns {' and '.join(columns)}, all texts, got {row}."
-            )
-        rows.append((table.parent / str(path), *(str(other).strip() for other in others)))
-    if not rows:
-        raise DataError(f"{table} has no rows. Write a header `path,label` and a line for each image.")
-    return rows
-
-
-def _rows(table: Path, text: str) -> list[tuple[int, dict[str, object]]]:
-    if table.suffix.lower() == ".csv":
-        try:
-            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-            return [(reader.line_num, dict(row)) for row in reader]
-        except csv.Error as error:
-            raise DataError(f"{table} is not CSV: {error}.") from error
-    if table.suffix.lower() not in (".jsonl", ".ndjson"):
-        raise unexpected("table", str(table), "a file that ends in .csv or .jsonl")
-    found: list[tuple[int, dict[str, object]]] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise DataError(f"{table}, line {number}: not JSON ({error}).") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{table}, line {number}: expected an object, got {line[:40]!r}.")
-            found.append((number, row))
-    return found

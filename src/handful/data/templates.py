@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from handful.data.catalog import find_templates, template_names
-from handful.data.sets import clean_name
+from handful.data.names import name_key
 from handful.errors import ParameterError, unexpected
 from handful.files import read_file
 
@@ -101,30 +101,29 @@ def prompts_of(names: Sequence[str], templates: Prompts) -> list[tuple[str, ...]
         return [tuple(text.replace("{}", name) for text in templates) for name in names]
     keys: dict[str, list[str]] = {}
     for key in templates:
-        keys.setdefault(_folded(key), []).append(key)
-    missing = [name for name in names if _folded(name) not in keys]
+        keys.setdefault(name_key(key), []).append(key)
+    missing = [name for name in names if name_key(name) not in keys]
     if missing:
-        several = "" if any(_folded(name) in keys for name in names) or not _all_hold_places(templates) else (
-            " If these are templates of several data sets, give those of one: FILE#NAME."
-        )  # fmt: skip
+        none_is_there = len(missing) == len(names) and _all_hold_places(templates)
+        several = " If these are of several data sets, give those of one: FILE#NAME." if none_is_there else ""
         raise ParameterError(
             f"Got templates without prompts for the classes {missing[:8]}{'...' * (len(missing) > 8)}; there "
             f"are some for {list(templates)[:8]}{'...' * (len(templates) > 8)}. Add prompts for these, or "
             f"give a text with {{}} that serves every class.{several}"
         )
-    twice = [keys[_folded(name)] for name in names if len(keys[_folded(name)]) > 1]
+    twice = [keys[name_key(name)] for name in names if len(keys[name_key(name)]) > 1]
     if twice:
         raise ParameterError(
             f"Got templates with prompts for {' and for '.join(map(repr, twice[0]))}, which are one class "
             "name. Merge them, or rename one."
         )
-    own = [(name, templates[keys[_folded(name)][0]]) for name in names]
+    own = [(name, templates[keys[name_key(name)][0]]) for name in names]
     return [tuple(text.replace("{}", name) for text in texts) for name, texts in own]
 
 
 def has_prompts(name: str, templates: Prompts) -> bool:
     """Whether there are prompts for a class."""
-    return isinstance(templates, tuple) or _folded(name) in map(_folded, templates)
+    return isinstance(templates, tuple) or name_key(name) in map(name_key, templates)
 
 
 def for_classes(names: Sequence[str], templates: Prompts) -> Prompts:
@@ -132,10 +131,6 @@ def for_classes(names: Sequence[str], templates: Prompts) -> Prompts:
     if isinstance(templates, tuple):
         return templates
     return dict(zip(names, prompts_of(names, templates), strict=True))
-
-
-def _folded(name: str) -> str:
-    return clean_name(name).casefold()
 
 
 def _from_file(given: str | Path, argument: str) -> Prompts:

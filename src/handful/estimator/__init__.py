@@ -21,7 +21,7 @@ from handful import checkpoint
 from handful.backbones import Backbone
 from handful.data.sets import ImageSet
 from handful.errors import Interrupted, ParameterError
-from handful.estimator import changes, confidence, explaining, keeping
+from handful.estimator import changes, confidence, explaining, keeping, noting
 from handful.estimator.fitted import Fitted
 from handful.estimator.inputs import (
     choose_items,
@@ -34,7 +34,7 @@ from handful.estimator.inputs import (
     read_validation,
 )
 from handful.estimator.method import Method
-from handful.estimator.task import Learned, Task, Validation, no_validation
+from handful.estimator.task import Learned, Task, Validation
 from handful.features import Features
 from handful.heads import check_logits
 from handful.metrics import accuracy
@@ -93,9 +93,7 @@ class FewShotClassifier(Method):
             self.recorded_parameters(class_weights),
         )
         reader = self.reader()
-        held_out = None if validation is None else read_validation(validation, names, classes)
-        if held_out is None and self.selection in ("val", "oracle"):
-            raise no_validation()
+        held_out = read_validation(validation, names, classes, self.selection)
         inputs = None if images is None else reader.support(images)
         width = joint_width(inputs, text, backbone, rows)
         scale = SCALE if backbone is None else backbone.scale
@@ -105,7 +103,7 @@ class FewShotClassifier(Method):
         seen = None if held_out is None else reader.validation(*held_out, width)
         if seen is not None and self.selection not in ("val", "oracle"):
             notes.append(f"validation was not used: selection is {self.selection!r}.")
-        task = Task(inputs, rows, names, text, scale, backbone, seen)
+        task = Task(inputs, rows, names, text, scale, backbone, seen, balance=self.balances())
         if self.trains and inputs is not None:
             task = task.with_key(keeping.training_key(self, task))
         learned = self.learn(task)
@@ -120,7 +118,7 @@ class FewShotClassifier(Method):
             head=head,
             selection=learned.selection,
             selected=learned.selected,
-            notes=(*notes, *learned.notes),
+            notes=(*notes, *noting.support_notes(self, task, class_weights is not None), *learned.notes),
             losses=learned.losses,
             interrupted=learned.interrupted,
             templates=templates,
@@ -302,7 +300,8 @@ class FewShotClassifier(Method):
         def features() -> Tensor:
             return torch.from_numpy(self.transform(images))
 
-        found = confidence.calibrate(rows, fitted.class_names, features, refit, false_alarm, folds)
+        names, balance = fitted.class_names, fitted.parameters.get("balance", True)
+        found = confidence.calibrate(rows, names, features, refit, false_alarm, folds, balance)
         self.fitted_ = replace(fitted, calibration=found).noting(found.too_few)
         return self
 
@@ -392,7 +391,8 @@ class FewShotClassifier(Method):
         CheckpointError
             The checkpoint is damaged, of another method, or of another backbone.
         """
-        clf = cls(backbone=backbone, **keeping.check_parameters(cls, facts))
+        facts = {**facts, "parameters": keeping.check_parameters(cls, facts)}
+        clf = cls(backbone=backbone, **facts["parameters"])
         if class_names is not None and backbone is not None:
             return clf._for_classes(tensors, facts, backbone, class_names)
         clf.fitted_ = keeping.restore(clf, tensors, facts, backbone)

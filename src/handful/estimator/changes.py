@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.data.sets import ImageSet, check_names
+from handful.data.names import check_names
+from handful.data.sets import ImageSet
 from handful.data.templates import Prompts, for_classes, has_prompts, resolve_templates
 from handful.errors import DataError, ParameterError
 from handful.estimator.fitted import Fitted
@@ -158,7 +159,8 @@ def task_of(fitted: Fitted, now: Kept, backbone: Backbone | None) -> Task:
     """Give the task of a fresh fit on what is kept."""
     features = None if now.keys is None else Features(now.keys[:, None])
     scale = float(fitted.head.settings()["scale"])
-    return Task(features, now.labels, now.names, now.text, scale, backbone)
+    balance = fitted.parameters.get("balance", True)
+    return Task(features, now.labels, now.names, now.text, scale, backbone, balance=balance)
 
 
 def refitted(fitted: Fitted, now: Kept, learned: Learned) -> Fitted:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from handful.balance import effective_number, image_weights, is_unequal
 from handful.errors import CheckpointError, DataError, ParameterError, check_integer, check_number, unexpected
 from handful.heads import Head, check_logits, expect
 from handful.selection import folds
@@ -93,6 +94,7 @@ def calibrate(
     refit: Refit,
     false_alarm: float,
     count: int,
+    balance: bool = False,
 ) -> Calibration:
     """Calibrate a fit inside its support set; see `FewShotClassifier.calibrate`.
 
@@ -108,15 +110,21 @@ def calibrate(
         Fits again on all but a fold.
     false_alarm, count
         The stated rate, and how many folds there are at most.
+    balance
+        Whether classes count alike for the temperature, as they do for the method.
     """
     false_alarm, count = check_rate("false_alarm", false_alarm), check_integer("folds", count, 2)
     shots = check_shots(rows, class_names)
     parts = list(_held_out(rows, refit, min(count, int(shots.max()))))
     logits, truth, familiar = (torch.cat(part) for part in zip(*parts, strict=True))
     return Calibration(
-        fit_temperature(logits, truth), threshold_at(familiar.double().numpy(), false_alarm), false_alarm,
-        len(truth), len(parts), class_means(features(), torch.from_numpy(rows)),
-    )  # fmt: skip
+        fit_temperature(logits, truth, balance),
+        threshold_at(familiar.double().numpy(), false_alarm),
+        false_alarm,
+        len(truth),
+        len(parts),
+        class_means(features(), torch.from_numpy(rows)),
+    )
 
 
 def check_rate(argument: str, rate: object) -> float:
@@ -167,22 +175,27 @@ def _held_out(rows: NDArray[np.int64], refit: Refit, count: int) -> Iterator[tup
             yield logits, torch.from_numpy(rows[out]), (other @ means.T).max(1).values
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor, balance: bool = False) -> float:
     """Give the temperature whose probabilities say most of the labels, for logits `[N, C]`, labels `[N]`.
 
     Its logarithm has a standard normal prior: where all of a few images are right, 0 would be best, and what
     the method itself says, a temperature of 1, is kept instead. Two dozen images outweigh it.
+    With `balance`, classes of unequal numbers of images count alike, as `effective_number` images in all.
     """
     from scipy.optimize import minimize_scalar  # slow to import, and prediction does without
 
-    logits = logits.double()
+    logits, weights = logits.double(), None
+    if balance and is_unequal(labels):
+        weights = image_weights(labels) * effective_number(torch.bincount(labels)) / len(labels)
     low, high = map(math.log, TEMPERATURES)
-    found = minimize_scalar(
-        lambda log_t: (
-            float(F.cross_entropy(logits / math.exp(log_t), labels, reduction="sum")) + log_t**2 / 2
-        ),
-        bounds=(low, high), method="bounded",
-    )  # fmt: skip
+
+    def unlikely(log_t: float) -> float:
+        scaled = logits / math.exp(log_t)
+        if weights is None:
+            return float(F.cross_entropy(scaled, labels, reduction="sum")) + log_t**2 / 2
+        return float(weights @ F.cross_entropy(scaled, labels, reduction="none")) + log_t**2 / 2
+
+    found = minimize_scalar(unlikely, bounds=(low, high), method="bounded")
     return math.exp(float(found.x))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.data.sets import check_names
+from handful.data.names import check_names
 from handful.data.templates import Prompts
 from handful.errors import CheckpointError, DataError, FingerprintError, NotFitted
 from handful.estimator.confidence import Calibration, read_calibration
@@ -209,7 +209,7 @@ def read_classes(facts: dict[str, Any]) -> NDArray[Any]:
     """Give what predict answers with, `[C]`: the class names, or the integers that they write out."""
     names, classes = facts["class_names"], facts.get("classes", facts["class_names"])
     try:
-        clean = names == list(check_names(names))
+        clean = names == list(check_names(names, normalise=False))
     except DataError as error:
         raise CheckpointError(f"The class names are damaged: {error}") from error
     one_kind = isinstance(classes, list) and {type(value) for value in classes} in ({str}, {int})

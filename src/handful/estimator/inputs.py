@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.data.sets import ImageSet, check_names, clean_name
+from handful.data.names import check_names, name_key
+from handful.data.sets import ImageSet
 from handful.errors import DataError, FingerprintError, check_integer, unexpected
-from handful.estimator.task import Source, Validation
+from handful.estimator.task import Source, Validation, no_validation
 from handful.features import CROP_SCALE, Features, Part, encode, stream, stream_pixels
 from handful.features.online import Online
 from handful.features.views import InputStage, Keep, Views
 from handful.heads import Head
-from handful.types import ImageLike, Labels
+from handful.types import ImageLike, Labels, Selection
 
 PREDICT_BATCH = 4096
 """Given features that a head reads together."""
@@ -194,15 +195,16 @@ def read_labels(
 
 
 def match_names(wanted: Sequence[object], names: Sequence[str]) -> NDArray[np.int64]:
-    """Find the row of each name among the fitted classes, without regard to case.
+    """Find the row of each name among the fitted classes, whatever its capitals and the encoding of accents.
 
     Raises
     ------
     DataError
         A name is not among them.
     """
-    row_of = {name.casefold(): row for row, name in enumerate(names)}
-    cleaned = [clean_name(str(name)).casefold() for name in wanted]
+    row_of = {name_key(name): row for row, name in enumerate(names)}
+    row_of |= {name: row for row, name in enumerate(names)}  # as older versions saved them
+    cleaned = [str(name) if str(name) in row_of else name_key(str(name)) for name in wanted]
     unknown = [name for name, clean in zip(wanted, cleaned, strict=True) if clean not in row_of]
     if unknown:
         raise DataError(
@@ -227,8 +229,20 @@ def match_labels(labels: Labels, names: Sequence[str], classes: NDArray[Any]) ->
     return torch.from_numpy(marks.astype(np.int64))
 
 
-def read_validation(given: Any, names: tuple[str, ...], classes: NDArray[Any]) -> tuple[Any, Tensor]:
-    """Give validation images as they are, and their rows of the class names `[N]`."""
+def read_validation(
+    given: Any, names: tuple[str, ...], classes: NDArray[Any], selection: Selection
+) -> tuple[Any, Tensor] | None:
+    """Give validation images as they are, and their rows of the class names `[N]`; None where none are given.
+
+    Raises
+    ------
+    ParameterError
+        The selection needs them.
+    """
+    if given is None:
+        if selection in ("val", "oracle"):
+            raise no_validation()
+        return None
     if isinstance(given, ImageSet):
         return given, torch.from_numpy(match_names(given.class_names, names)[given.labels])
     if isinstance(given, tuple) and len(given) == 2:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.data.sets import check_names
+from handful.data.names import check_names, clean_name
 from handful.errors import CheckpointError, ParameterError
 from handful.estimator.confidence import MEANS
 from handful.estimator.fitted import VERSIONS_OF, Fitted, as_json, check_facts, read_classes
@@ -23,12 +23,15 @@ from handful.heads import Head, HeadContext, check_head, expect, without_class_w
 
 
 def check_parameters(cls: type, facts: dict[str, Any]) -> dict[str, Any]:
-    """Give the parameters of a saved classifier, which its class must know."""
+    """Give the parameters of a saved classifier, which its class must know.
+
+    One that was saved before there was `balance` counts images alike, as it did.
+    """
     parameters: dict[str, Any] = facts["parameters"]
     known = set(inspect.signature(cls.__init__).parameters) - {"self", "backbone"}  # type: ignore[misc]
     if not set(parameters) <= known:
         raise CheckpointError(f"Unknown parameters {sorted(set(parameters) - known)}.")
-    return parameters
+    return {**({"balance": False} if "balance" in known else {}), **parameters}
 
 
 def checked(head: Head, method: Method, class_names: tuple[str, ...]) -> Head:
@@ -104,7 +107,7 @@ def for_classes(
     method.check_transfer()
     expect(learned, method.learned_shapes(len(names), backbone))
     learned_on = facts.get("learned_on") or []
-    if learned and list(names) != before:
+    if learned and list(names) != list(map(clean_name, before)):
         learned_on = learned_on or before
     shots = facts.get("shots") or []
     if len(shots) != len(learned_on or names):

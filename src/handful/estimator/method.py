@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -58,6 +59,10 @@ class Method(Parameters):
     """Whether the method reads class names."""
     text_parameter: ClassVar[str] = "templates"
     """Its parameter that holds templates, where it has one."""
+    trusts_names: ClassVar[bool] = True
+    """Whether names count however little they say: a text classifier stays a part of every answer."""
+    uses_images: ClassVar[bool] = True
+    """Whether the method learns from images."""
     uses_tower: ClassVar[bool] = False
     """Whether it works inside the text tower; then it takes no class weights from elsewhere."""
     uses_image_tower: ClassVar[bool] = False
@@ -149,6 +154,13 @@ class Method(Parameters):
         def __init__(self, backbone: Backbone | str | None = None, **parameters: Any) -> None: ...
 
     # -- how it reads images and names -------------------------------------------------------------
+
+    def balances(self) -> bool:
+        """Whether classes are to count alike: its parameter `balance`; True for a method that has none."""
+        found = getattr(self, "balance", True)
+        if not isinstance(found, bool | np.bool_):
+            raise unexpected("balance", found, "True (classes count alike) or False (images do)")
+        return bool(found)
 
     def find_backbone(self, needed: bool) -> Backbone | None:
         """Load the backbone by name, once; keep the parameter as it was given."""

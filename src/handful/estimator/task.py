@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
+from handful.balance import image_weights, is_unequal
 from handful.errors import DataError, ParameterError
 from handful.features import Features
 from handful.features.online import Online
@@ -51,6 +52,8 @@ class Task:
         What `selection="val"` looks at, and `"oracle"`.
     key
         The identity of a training, so that an interrupted one can go on; None: it can't.
+    balance
+        Whether classes are to count alike where they have unequal numbers of images.
     """
 
     def __init__(
@@ -63,10 +66,11 @@ class Task:
         backbone: Backbone | None = None,
         held_out: Validation | None = None,
         key: str | None = None,
+        balance: bool = True,
     ) -> None:
         self.labels, self.class_names, self.scale, self.key = labels, class_names, scale, key
         self._inputs, self._class_weights = inputs, class_weights
-        self._backbone, self._held_out = backbone, held_out
+        self._backbone, self._held_out, self._balance = backbone, held_out, balance
 
     def has(self, name: str) -> bool:
         """Whether `"inputs"`, `"class_weights"`, `"backbone"` or `"held_out"` was given."""
@@ -83,6 +87,15 @@ class Task:
         twin = self.with_key(None)
         twin._inputs, twin.labels = self.inputs[rows.numpy()], self.labels[rows]
         return twin
+
+    @property
+    def weights(self) -> Tensor | None:
+        """What each image weighs, so that classes count alike: `[N]` of mean 1; None where images do.
+
+        None with `balance=False`, and where classes have equally many images. `train` draws as many images of
+        each class in place of it, so a loss that goes there needs no weights.
+        """
+        return image_weights(self.labels).float() if self._balance and is_unequal(self.labels) else None
 
     @property
     def inputs(self) -> Features | Online:
@@ -124,10 +137,10 @@ class Task:
 
     @property
     def held_out(self) -> Validation:
-        """The validation images."""
+        """The validation images; accuracy on them is the mean over classes where `weights` are not None."""
         if self._held_out is None:
             raise no_validation()
-        return self._held_out
+        return replace(self._held_out, balance=self.weights is not None)
 
     def train(
         self,
@@ -139,8 +152,11 @@ class Task:
         merge: Merge | None = None,
         **settings: Any,
     ) -> Run:
-        """Train a model on shuffled epochs of the support set; see `handful.train.train`."""
-        settings = {"key": self.key, **settings}
+        """Train a model on shuffled epochs of the support set; see `handful.train.train`.
+
+        Where `weights` are not None, an epoch holds as many images of each class (`handful.train.shuffled`).
+        """
+        settings = {"key": self.key, "balance": self.weights is not None, **settings}
         return train_on(
             model, self.inputs, self.labels, schedule, generator, loss=loss, merge=merge, **settings
         )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from handful.data import ImageSet
+from handful.data.names import name_key
 from handful.estimator import FewShotClassifier
 from handful.names import PROTOCOLS, SEEDS, SHOTS
 from handful.protocols.coop_probe import coop_probe_draw, coop_probe_draws
@@ -64,8 +65,8 @@ def answer(clf: FewShotClassifier, images: ImageSet) -> NDArray[Any]:
     ParameterError
         The method knows its classes from their images, and the set has others.
     """
-    known = {name.casefold(): row for row, name in enumerate(clf.class_names_)}
-    rows = [known.get(name.casefold(), -1) for name in images.class_names]
+    known = {name_key(name): row for row, name in enumerate(clf.class_names_)}
+    rows = [known.get(name_key(name), -1) for name in images.class_names]
     if min(rows) < 0:
         return clf.with_classes(images.class_names).decision_function(images)
     logits: NDArray[Any] = clf.decision_function(images)

@@ -30,16 +30,26 @@ def sheet_table(sheet: Sheet) -> Table:
 
 def comparison_table(found: Comparison) -> Table:
     """Methods inside the images at hand, the best first."""
+    each = f"{found.smallest}" if found.smallest == found.largest else f"{found.smallest} to {found.largest}"
     table = Table(
-        title=f"{found.images} images, {found.classes} classes: {found.repeats} times {found.folds} folds",
-        caption="accuracy in % on images left out, ± half of a 95 % interval over images",
+        title=f"{found.classes} classes of {each} images: {found.repeats} times {found.folds} folds",
+        caption="mean over classes of the accuracy on images held out, in %, ± half of a 95 % interval",
     )
     table.add_column("method", no_wrap=True)
     table.add_column("selection")
-    for name in ("accuracy", "over zero-shot", "seconds to fit"):
+    uneven = found.smallest != found.largest
+    shares = ("balanced accuracy", "accuracy") if uneven else ("balanced accuracy",)
+    for name in (*shares, "over zero-shot", "better", "seconds to fit"):
         table.add_column(name, justify="right")
     for one in found.ranks:
-        gain = f"{100 * one.gain:+.1f} ± {100 * one.gain_error:.1f}" if one.method != "zero-shot" else ""
-        accuracy = f"{100 * one.accuracy:.1f} ± {100 * one.error:.1f}"
-        table.add_row(one.method, one.selection, accuracy, gain, f"{one.seconds:.1f}")
+        is_zero = one.method == "zero-shot"
+        table.add_row(
+            one.method,
+            one.selection,
+            f"{100 * one.balanced_accuracy:.1f} ± {100 * one.error:.1f}",
+            *([f"{100 * one.accuracy:.1f}"] if uneven else []),
+            "" if is_zero else f"{100 * one.gain:+.1f} ± {100 * one.gain_error:.1f}",
+            "" if is_zero else f"{100 * one.better:.0f} %",
+            f"{one.seconds:.1f}",
+        )
     return table

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from handful.backbones import Backbone
 from handful.data.images import decode_bytes
-from handful.data.sets import check_names
+from handful.data.names import check_names
 from handful.errors import DataError, unexpected
 from handful.estimator import FewShotClassifier
 from handful.serve import classifiers

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from handful.data.images import decode_bytes
-from handful.data.sets import clean_name
+from handful.data.names import clean_name
 from handful.errors import DataError
 from handful.serve.draft import Draft, StoredImages
 from handful.serve.engine import Limits

@@ -45,9 +45,13 @@ class LinearProbe(FewShotClassifier):
         Augmented views of each image to fit on; 0 takes the image itself.
     seed
         Of the views.
+    balance
+        Whether classes count alike where they have unequal numbers of images: the cross-entropy is then the
+        mean over classes of its mean over their images. The constraint is a mean over classes as it is.
     """
 
     method: ClassVar[str] = "linear-probe"
+    trusts_names: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -58,9 +62,10 @@ class LinearProbe(FewShotClassifier):
         max_iter: int = 300,
         views: int = 0,
         seed: int = 0,
+        balance: bool = True,
     ) -> None:
         self.backbone, self.strength, self.templates = backbone, strength, templates
-        self.max_iter, self.views, self.seed = max_iter, views, seed
+        self.max_iter, self.views, self.seed, self.balance = max_iter, views, seed, balance
 
     def learn(self, task: Task) -> Learned:
         """Find the minimum."""
@@ -68,13 +73,17 @@ class LinearProbe(FewShotClassifier):
         most = check_integer("max_iter", self.max_iter, 1)
         values, text = task.features.values, task.class_weights  # [N, V, E], [C, E]
         x = F.normalize(values.flatten(0, 1), dim=-1)
-        labels = task.labels.repeat_interleave(values.shape[1])
+        views = values.shape[1]
+        labels = task.labels.repeat_interleave(views)
+        weights = None if task.weights is None else task.weights.repeat_interleave(views)
         anchors = strength * class_confidence(task.scale * x @ text.T, labels)
         model = MovedWeights(text, x, task.scale)
 
         def loss() -> Tensor:
             constraint = (anchors * model.moved().square().sum(1)).mean()
-            return F.cross_entropy(model(x), labels) + constraint
+            if weights is None:
+                return F.cross_entropy(model(x), labels) + constraint
+            return (weights * F.cross_entropy(model(x), labels, reduction="none")).mean() + constraint
 
         losses = descend(model, loss, most, TOLERANCE)
         head = CosineHead(model.class_weights().detach(), task.scale)

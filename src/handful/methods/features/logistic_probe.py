@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from handful.backbones import Backbone
+from handful.balance import share_right
 from handful.errors import check_integer, check_number, unexpected
 from handful.estimator import FewShotClassifier, Learned, Task, Validation
 from handful.heads import Head, LinearHead
@@ -42,10 +43,14 @@ class LogisticProbe(FewShotClassifier):
         Augmented views of each image to fit on; 0 takes the image itself.
     seed
         Of the views.
+    balance
+        Whether classes count alike where they have unequal numbers of images: the loss is weighted as by
+        scikit-learn's `class_weight="balanced"`, and C is searched for the mean accuracy over classes.
     """
 
     method: ClassVar[str] = "logistic-probe"
     uses_text: ClassVar[bool] = False
+    trusts_names: ClassVar[bool] = False
     head_type: ClassVar[type[Head]] = LinearHead
 
     def __init__(
@@ -57,9 +62,10 @@ class LogisticProbe(FewShotClassifier):
         folds: int = 3,
         views: int = 0,
         seed: int = 0,
+        balance: bool = True,
     ) -> None:
         self.backbone, self.C, self.selection = backbone, C, selection
-        self.folds, self.views, self.seed = folds, views, seed
+        self.folds, self.views, self.seed, self.balance = folds, views, seed, balance
 
     def learn(self, task: Task) -> Learned:
         """Choose C, then fit on the whole support set."""
@@ -68,13 +74,15 @@ class LogisticProbe(FewShotClassifier):
         if len(np.unique(y)) < 2:
             raise unexpected("labels", sorted(set(y.tolist())), "images of at least two classes")
 
+        balance = task.weights is not None
+
         def search(seen: Validation | None) -> float:
             if seen is None:
-                return search_c(cross_validation(x, y, min(smallest_class(y), count)))
-            return search_c(outside(x, y, seen.features.numpy(), seen.labels.numpy()))
+                return search_c(cross_validation(x, y, min(smallest_class(y), count), balance))
+            return search_c(outside(x, y, seen, balance))
 
         choice = choose(self.selection, task, lambda: c, search, "C")
-        model = _fit(_solver(choice.value), x, y)
+        model = _fit(_solver(choice.value, balance), x, y)
         weight, bias = model.coef_, model.intercept_
         if len(weight) == 1:  # two classes: scikit-learn keeps one row
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -85,38 +93,43 @@ class LogisticProbe(FewShotClassifier):
         return Learned(head, choice.selection, {"C": choice.value}, choice.notes)
 
 
-def cross_validation(x: NDArray[Any], y: NDArray[Any], count: int) -> Callable[[float], float]:
-    """Give a function of C: the share of held-out images that are right, all views leaving together.
+def cross_validation(
+    x: NDArray[Any], y: NDArray[Any], count: int, balance: bool = False
+) -> Callable[[float], float]:
+    """Give a function of C: the accuracy on held-out images, all views leaving together.
 
     Each fold's solver starts from its weights at the C before, which saves most of its iterations.
     """
-    parts = [(fit, out, _solver(1.0, warm_start=True)) for fit, out in folds(y, count)]
+    parts = [(fit, out, _solver(1.0, balance, warm_start=True)) for fit, out in folds(y, count)]
 
     def score(c: float) -> float:
-        right = 0
+        right = np.zeros(len(y), bool)
         for fit, out, model in parts:
             _fit(model.set_params(C=c), x[fit], y[fit])
-            right += int((model.predict(x[out].mean(1)) == y[out]).sum())
-        return right / len(y)
+            right[out] = model.predict(x[out].mean(1)) == y[out]
+        return share_right(torch.from_numpy(right), torch.from_numpy(y), balance)
 
     return score
 
 
 def outside(
-    x: NDArray[Any], y: NDArray[Any], seen: NDArray[Any], truth: NDArray[Any]
+    x: NDArray[Any], y: NDArray[Any], seen: Validation, balance: bool = False
 ) -> Callable[[float], float]:
-    """Give a function of C: the share of validation images that are right."""
+    """Give a function of C: the accuracy on validation images."""
+    features, truth = seen.features.numpy(), seen.labels.numpy()
 
     def score(c: float) -> float:
-        return float((_fit(_solver(c), x, y).predict(seen) == truth).mean())
+        right = _fit(_solver(c, balance), x, y).predict(features) == truth
+        return seen.share(torch.from_numpy(right))
 
     return score
 
 
-def _solver(c: float, warm_start: bool = False) -> Any:
+def _solver(c: float, balance: bool, warm_start: bool = False) -> Any:
     from sklearn.linear_model import LogisticRegression  # slow to import, and prediction does without
 
-    return LogisticRegression(C=c, max_iter=1000, warm_start=warm_start)
+    weighting = "balanced" if balance else None
+    return LogisticRegression(C=c, max_iter=1000, warm_start=warm_start, class_weight=weighting)
 
 
 def _fit(model: Any, x: NDArray[Any], y: NDArray[Any]) -> Any:

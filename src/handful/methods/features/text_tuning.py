@@ -54,7 +54,7 @@ class TextTuning(FewShotClassifier):
         vector for each class (TaskRes, but for its scale).
     templates
         Of the text classifier that is tuned.
-    epochs, lr, batch_size, views, training, seed
+    epochs, lr, batch_size, views, training, seed, balance
         As for CoOp.
     """
 
@@ -75,10 +75,11 @@ class TextTuning(FewShotClassifier):
         views: int | Literal["online"] = 8,
         training: dict[str, Any] | None = None,
         seed: int = 0,
+        balance: bool = True,
     ) -> None:
         self.backbone, self.form, self.templates = backbone, form, templates
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
-        self.views, self.training, self.seed = views, training, seed
+        self.views, self.training, self.seed, self.balance = views, training, seed, balance
 
     def learn(self, task: Task) -> Learned:
         """Train the matrix or the bias."""

@@ -33,6 +33,7 @@ class ZeroShot(FewShotClassifier):
     """
 
     method: ClassVar[str] = "zero-shot"
+    uses_images: ClassVar[bool] = False
     online: ClassVar[bool] = True
 
     def __init__(

@@ -182,6 +182,8 @@ class CoCoOp(FewShotClassifier):
         "clip": 1.0}`: see `handful.schedule.Schedule`.
     seed
         Of the views, the start and the order of the images.
+    balance
+        As for CoOp.
     """
 
     method: ClassVar[str] = "cocoop"
@@ -202,10 +204,11 @@ class CoCoOp(FewShotClassifier):
         views: int | Literal["online"] = 8,
         training: dict[str, Any] | None = None,
         seed: int = 0,
+        balance: bool = True,
     ) -> None:
         self.backbone, self.init, self.length = backbone, init, length
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
-        self.views, self.training, self.seed = views, training, seed
+        self.views, self.training, self.seed, self.balance = views, training, seed, balance
 
     def start(self, task: Task, generator: torch.Generator) -> ConditionalPromptLearner:
         """Give the learner before training; the meta-net starts as PyTorch's layers do."""

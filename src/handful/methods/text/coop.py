@@ -66,6 +66,9 @@ class CoOp(FewShotClassifier):
         Of SGD with momentum 0.9 and weight decay 5e-4; cosine after one warm-up epoch at 1e-5.
     views, training, seed
         As every trained method has them: see `FewShotClassifier.schedule`.
+    balance
+        Whether classes count alike where they have unequal numbers of images: an epoch then draws as many of
+        each class, and repeats those of classes that have few.
     """
 
     method: ClassVar[str] = "coop"
@@ -79,11 +82,12 @@ class CoOp(FewShotClassifier):
         position: Literal["end", "middle", "front"] = "end", class_specific: bool = False,
         epochs: int | Literal["auto"] = "auto", lr: float = 0.002, batch_size: int = 32,
         views: int | Literal["online"] = 8, training: dict[str, Any] | None = None, seed: int = 0,
+        balance: bool = True,
     ) -> None:  # fmt: skip
         self.backbone, self.length, self.init = backbone, length, init
         self.position, self.class_specific = position, class_specific
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
-        self.views, self.training, self.seed = views, training, seed
+        self.views, self.training, self.seed, self.balance = views, training, seed, balance
 
     def learner(self, task: Task, context: Tensor) -> PromptLearner:
         """Put a context `[M, D]` or `[C, M, D]` around the class names of a task."""

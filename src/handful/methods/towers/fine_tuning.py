@@ -87,7 +87,7 @@ class FineTuning(FewShotClassifier):
         As for CoOp.
     lr
         1e-5: no source says, and larger ones leave CLIP at once. Statistics of batch norms stay.
-    views, cache, training, seed
+    views, cache, training, seed, balance
         As for MMA; pixels are kept.
     """
 
@@ -101,11 +101,12 @@ class FineTuning(FewShotClassifier):
         self, backbone: Backbone | str | None = None, *, templates: Templates = "default",
         epochs: int | Literal["auto"] = "auto", lr: float = 1e-5, batch_size: int = 32,
         views: int | Literal["online"] = 8, cache: Literal["auto", "memory", "disk", "off"] = "auto",
-        training: dict[str, Any] | None = None, seed: int = 0,
+        training: dict[str, Any] | None = None, seed: int = 0, balance: bool = True,
     ) -> None:  # fmt: skip
         self.backbone, self.templates = backbone, templates
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.cache, self.training, self.seed = views, cache, training, seed
+        self.balance = balance
 
     def input_stage(self, backbone: Backbone) -> InputStage:
         """Read training images as pixels: nothing of the encoder is frozen."""

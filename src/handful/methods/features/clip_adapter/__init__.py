@@ -75,7 +75,7 @@ class ClipAdapter(FewShotClassifier):
     epochs, batch_size
         `"auto"` is CoOp's; from 1,000 classes on it is 20 epochs of batches of 256, which are as
         good on drawn features and several times faster.
-    views, training, seed
+    views, training, seed, balance
         As for CoOp.
     """
 
@@ -101,12 +101,13 @@ class ClipAdapter(FewShotClassifier):
         views: int | Literal["online"] = 8,
         training: dict[str, Any] | None = None,
         seed: int = 0,
+        balance: bool = True,
     ) -> None:
         self.backbone, self.side, self.reduction = backbone, side, reduction
         self.alpha, self.beta, self.selection = alpha, beta, selection
         self.learn_ratio, self.templates = learn_ratio, templates
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
-        self.views, self.training, self.seed = views, training, seed
+        self.views, self.training, self.seed, self.balance = views, training, seed, balance
 
     def schedule(self, task: Task, **own: Any) -> Schedule:
         """Give the settings of training, the `"auto"` ones found out."""

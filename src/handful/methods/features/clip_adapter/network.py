@@ -83,9 +83,11 @@ class Adapted(nn.Module):
             weights, odds = self.class_weights(), 0.0
             if "image" in self.sides:
                 extra = self.sides["image"].read(x) @ weights.T
-                odds, right = best_ratio(x @ weights.T, extra, seen.labels, 0.0, TOP / (1 - TOP))
+                odds, right = best_ratio(
+                    x @ weights.T, extra, seen.labels, 0.0, TOP / (1 - TOP), seen.weights
+                )
             else:
-                right = float(((x @ weights.T).argmax(1) == seen.labels).double().mean())
+                right = seen.share((x @ weights.T).argmax(1) == seen.labels)
             if right > best:
                 best = right
                 found = {"image": torch.tensor(odds / (1 + odds)), "text": torch.tensor(text_ratio)}

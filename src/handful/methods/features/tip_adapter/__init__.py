@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handful.backbones import Backbone
-from handful.errors import check_number, unexpected
+from handful.balance import class_weighting, is_unequal, whole_weights
+from handful.errors import CheckpointError, check_number, unexpected
 from handful.estimator import FewShotClassifier, Fitted, Learned, Task, Validation
 from handful.heads import LARGEST, Head, HeadContext, check_rows, expect, number, support_shapes
 from handful.search import best_pair, by_class
@@ -40,7 +42,11 @@ def affinity(nearness: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class CacheHead(Head):
-    """Class weights plus a key-value cache: `scale x W^T + alpha affinity(x keys^T, beta) values` (eq. 6)."""
+    """Class weights plus a key-value cache: `scale x W^T + alpha affinity(x keys^T, beta) values` (eq. 6).
+
+    With `balance`, the values of a class of n keys are `m / n` in place of 1, m the mean number of keys of a
+    class: what a class's keys add is their mean times m, however many they are.
+    """
 
     kind: ClassVar[str] = "cache"
     class_weights: Tensor
@@ -49,6 +55,14 @@ class CacheHead(Head):
     scale: float
     alpha: float
     beta: float
+    balance: bool = False
+
+    @cached_property
+    def values(self) -> Tensor | None:
+        """What a key of each class counts, `[C]`; None where each counts 1."""
+        if not self.balance or not is_unequal(self.labels):
+            return None
+        return class_weighting(torch.bincount(self.labels, minlength=len(self.class_weights))).float()
 
     @property
     def width(self) -> int:
@@ -65,19 +79,21 @@ class CacheHead(Head):
         sums = x.new_zeros(x.shape[0], len(self.class_weights))
         for keys, labels in zip(self.keys.split(CHUNK), self.labels.split(CHUNK), strict=True):
             sums = sums.index_add(1, labels, affinity(x @ keys.T, self.beta))
-        return sums
+        return sums if self.values is None else sums * self.values
 
     def evidence(self, x: Tensor) -> Tensor:
         """What each key adds to its class's logit for a feature `[E]`: `[NK]`."""
-        return self.alpha * affinity(self.keys @ F.normalize(x, dim=-1), self.beta)
+        added = self.alpha * affinity(self.keys @ F.normalize(x, dim=-1), self.beta)
+        return added if self.values is None else added * self.values[self.labels]
 
     def tensors(self) -> dict[str, Tensor]:
         """`class_weights [C, E]`, `keys [NK, E]` of unit norm, `labels [NK]` (int64)."""
         return {"class_weights": self.class_weights, "keys": self.keys, "labels": self.labels}
 
     def settings(self) -> dict[str, Any]:
-        """`scale`, `alpha` (residual ratio), `beta` (sharpness)."""
-        return {"scale": self.scale, "alpha": self.alpha, "beta": self.beta}
+        """`scale`, `alpha` (residual ratio), `beta` (sharpness), and `balance`, if classes count alike."""
+        numbers = {"scale": self.scale, "alpha": self.alpha, "beta": self.beta}
+        return {**numbers, "balance": True} if self.balance else numbers
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], context: HeadContext) -> Self:
@@ -85,7 +101,11 @@ class CacheHead(Head):
         expect(tensors, support_shapes(len(context.class_names)))
         check_rows(tensors["labels"], len(context.class_names))
         text, keys, labels = (tensors[name] for name in ("class_weights", "keys", "labels"))
-        return cls(text, keys, labels, *(number(settings, name) for name in ("scale", "alpha", "beta")))
+        balance = settings.get("balance", False)  # there was none before
+        if not isinstance(balance, bool):
+            raise CheckpointError(f"Got balance={balance!r} in the head's settings, expected true or false.")
+        scale, alpha, beta = (number(settings, name) for name in ("scale", "alpha", "beta"))
+        return cls(text, keys, labels, scale, alpha, beta, balance)
 
 
 def cache_logits(nearness: Tensor, index: Tensor, betas: Sequence[float]) -> Iterator[Tensor]:
@@ -128,7 +148,7 @@ def searched(head: CacheHead, seen: Validation | None, ranges: str) -> CacheHead
     On images that were seen; or, for None, on the support set itself, where an image sees no key of its own
     shot: one whole shot of every class is held out at a time.
     """
-    shots = shot_numbers(head.labels)
+    shots, left_out = shot_numbers(head.labels), left_out_values(head) if seen is None else None
     x = head.keys if seen is None else F.normalize(seen.features, dim=-1)
     labels, index = (
         head.labels if seen is None else seen.labels,
@@ -139,10 +159,24 @@ def searched(head: CacheHead, seen: Validation | None, ranges: str) -> CacheHead
         nearness = x[rows] @ head.keys.T
         if seen is None:
             nearness = nearness.masked_fill(shots[rows, None] == shots, -math.inf)
-        return cache_logits(nearness, index, betas)
+        values = head.values if left_out is None else left_out[shots[rows]]
+        for sums in cache_logits(nearness, index, betas):
+            yield sums if values is None else sums * values
 
-    found = best_pair(head.scale * x @ head.class_weights.T, extras, labels, *ranges_of(ranges))
+    weights = whole_weights(labels, head.balance) if seen is None else seen.weights
+    found = best_pair(head.scale * x @ head.class_weights.T, extras, labels, *ranges_of(ranges), weights)
     return replace(head, alpha=found.alpha, beta=found.beta)
+
+
+def left_out_values(head: CacheHead) -> Tensor | None:
+    """What a key of each class counts when one shot is held out, `[shots, C]`; None where each counts 1.
+
+    A class that the shot leaves with n - 1 keys weighs as one of n - 1.
+    """
+    if head.values is None:
+        return None
+    counts = torch.bincount(head.labels, minlength=len(head.class_weights))
+    return class_weighting(counts - (counts > torch.arange(int(counts.max()))[:, None]).long()).float()
 
 
 class TipAdapter(FewShotClassifier):
@@ -175,6 +209,9 @@ class TipAdapter(FewShotClassifier):
         Augmented views behind each key; the published recipe takes 10, 0 takes the image itself.
     seed
         Of the views.
+    balance
+        Whether classes count alike where they have unequal numbers of images: each value of a class of n is
+        then `m / n`, m the mean over classes, and a search looks at the mean accuracy over classes.
     """
 
     method: ClassVar[str] = "tip-adapter"
@@ -192,10 +229,11 @@ class TipAdapter(FewShotClassifier):
         templates: Templates = "default",
         views: int | Literal["online"] = 0,
         seed: int = 0,
+        balance: bool = True,
     ) -> None:
         self.backbone, self.alpha, self.beta = backbone, alpha, beta
         self.selection, self.ranges, self.templates = selection, ranges, templates
-        self.views, self.seed = views, seed
+        self.views, self.seed, self.balance = views, seed, balance
 
     def cache(self, task: Task) -> CacheHead:
         """Store the support set, with alpha and beta as given."""
@@ -204,7 +242,7 @@ class TipAdapter(FewShotClassifier):
         if max(alpha, beta) > LARGEST:
             raise unexpected("alpha or beta", max(alpha, beta), f"a number up to {LARGEST:g}")
         keys = task.inputs.directions()
-        return CacheHead(task.class_weights, keys, task.labels, task.scale, alpha, beta)
+        return CacheHead(task.class_weights, keys, task.labels, task.scale, alpha, beta, self.balances())
 
     def learn(self, task: Task) -> Learned:
         """Store the support set; choose alpha and beta if asked."""

@@ -60,6 +60,8 @@ class TipAdapterF(TipAdapter):
         is a fresh crop at every step, as published.
     training
         As for CoOp.
+    balance
+        As for Tip-Adapter, and training draws as many images of each class.
     backbone, alpha, beta, selection, ranges, templates, seed
         As for Tip-Adapter.
     """
@@ -82,10 +84,11 @@ class TipAdapterF(TipAdapter):
         views: int | Literal["online"] = 10,
         training: dict[str, Any] | None = None,
         seed: int = 0,
+        balance: bool = True,
     ) -> None:
         super().__init__(
             backbone, alpha=alpha, beta=beta, selection=selection, ranges=ranges, templates=templates,
-            views=views, seed=seed,
+            views=views, seed=seed, balance=balance,
         )  # fmt: skip
         self.epochs = epochs
         self.lr = lr

@@ -72,6 +72,9 @@ class MMA(FewShotClassifier):
         "clip": 1.0}`: see `handful.schedule.Schedule`.
     seed
         Of the views, the start and the order of the images.
+    balance
+        Whether classes count alike where they have unequal numbers of images: an epoch then draws as many of
+        each class, and repeats those of classes that have few.
     """
 
     method: ClassVar[str] = "mma"
@@ -99,12 +102,14 @@ class MMA(FewShotClassifier):
         cache: Literal["auto", "memory", "disk", "off"] = "auto",
         training: dict[str, Any] | None = None,
         seed: int = 0,
+        balance: bool = True,
     ) -> None:
         self.backbone, self.first_block, self.last_block = backbone, first_block, last_block
         self.width, self.alpha, self.shared = width, alpha, shared
         self.side, self.template = side, template
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.views, self.cache, self.training, self.seed = views, cache, training, seed
+        self.balance = balance
 
     def pairs(self, backbone: Backbone) -> Pairs:
         """Say which blocks of a backbone have adapters."""

@@ -1,0 +1,139 @@
+"""For somebody with a folder of images: which method, is it worth it, and how sure is that?
+
+`compare` needs no test set: one shot of every class is held out at a time, and classified by methods that
+were fitted on the others, in the same folds for every method, so methods are compared image by image.
+Classes count alike, however many images each has. `handful.evaluation` scores a classifier that is fitted,
+on images that were kept apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+
+from handful.backbones import Backbone
+from handful.compare.advice import ZERO_SHOT, Comparison, Rank, advise, choose, notes_on, rank
+from handful.compare.estimates import Estimate, estimate
+from handful.data import ImageSet
+from handful.errors import DataError, check_integer, unexpected
+from handful.estimator import FewShotClassifier
+from handful.methods import METHODS, find_method
+from handful.protocols import answer
+from handful.selection import folds
+
+__all__ = ["Comparison", "Estimate", "Rank", "compare", "estimate", "sensible"]
+
+SLOW = ("clip-adapter", "text-tuning", "coop", "cocoop", "mma", "fine-tuning")
+"""Methods that take long for each fold, most of them minutes; only if asked for by name."""
+MOST_FOLDS = 16
+"""Up to as many shots, one is held out at a time."""
+FITS = 12
+"""Of each method at least: few folds are repeated, with other images in them."""
+
+
+def sensible(backbone: Backbone, names: Sequence[str] | None = None) -> dict[str, FewShotClassifier]:
+    """Give unfitted methods by name; those that can, choose their parameters inside the support set."""
+    chosen = [name for name in METHODS if name not in SLOW] if names is None else names
+    found = {}
+    for name in dict.fromkeys((ZERO_SHOT, *chosen)):
+        clf = find_method(name)()
+        own = {"backbone": backbone, "selection": "support"}
+        found[name] = clf.set_params(**{key: value for key, value in own.items() if key in clf.get_params()})
+    return found
+
+
+def compare(
+    methods: Mapping[str, FewShotClassifier],
+    images: ImageSet,
+    *,
+    count: int = MOST_FOLDS,
+    repeats: int | None = None,
+    seed: int = 1,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Comparison:
+    """Compare methods on images alone, by repeated cross-validation.
+
+    Parameters
+    ----------
+    methods
+        Unfitted, by name; `"zero-shot"` among them.
+    images
+        At least two of one class. A class with one is learned, and not measured.
+    count
+        Folds, at most as many as the largest class has images.
+    repeats
+        How often, with other folds; None: as often as gives 12 fits of each method.
+    seed
+        Of the folds.
+    progress
+        Takes what happens meanwhile.
+
+    Raises
+    ------
+    DataError
+        No class has two images.
+    """
+    if ZERO_SHOT not in methods:
+        raise unexpected("methods", list(methods), "zero-shot among them, to compare with")
+    labels = np.asarray(images.labels)
+    sizes = np.bincount(labels, minlength=len(images.class_names))
+    if sizes.max(initial=0) < 2:
+        raise DataError(
+            "Got no class with two images: one has to be held out to be classified. Add images, or fit a "
+            "method that needs no choice: handful fit --method linear-probe."
+        )
+    count = min(check_integer("folds", count, 2), int(sizes.max()))
+    repeats = max(round(FITS / count), 1) if repeats is None else check_integer("repeats", repeats, 1)
+    trials = {name: Trial(method, np.zeros((repeats, len(images)))) for name, method in methods.items()}
+    for repeat in range(repeats):
+        order = np.random.default_rng([seed, repeat]).permutation(len(images))
+        for name, trial in trials.items():
+            progress(f"repeat {repeat + 1} of {repeats}: {name}")
+            for held in _held_out(labels[order], count):
+                trial.run(repeat, images, order[~held], order[held])
+    measured = np.flatnonzero(sizes[labels] > 1)
+    right = {name: trial.right[:, measured].mean(0) for name, trial in trials.items()}
+    ranks = rank(
+        right,
+        labels[measured],
+        {name: trial.selection for name, trial in trials.items()},
+        {name: float(np.median(trial.seconds)) for name, trial in trials.items()},
+    )
+    best = choose(ranks, False, [name for name, method in methods.items() if method.trusts_names])
+    return Comparison(
+        ranks, best.method, advise(best, ranks), notes_on(sizes, images.class_names), len(images),
+        len(sizes), int(sizes.min()), int(sizes.max()), repeats, count,
+    )  # fmt: skip
+
+
+def _held_out(labels: NDArray[np.int64], count: int) -> Iterator[NDArray[np.bool_]]:
+    """Mark the images of each fold `[N]`; one that is alone in its class is always learned."""
+    alone = np.bincount(labels)[labels] == 1
+    for _, out in folds(labels, count):
+        held = np.isin(np.arange(len(labels)), out) & ~alone
+        if held.any():
+            yield held
+
+
+@dataclass
+class Trial:
+    """A method, and which images it had right, in each repeat `[R, N]`."""
+
+    method: FewShotClassifier
+    right: NDArray[np.float64]
+    seconds: list[float] = field(default_factory=list)
+    selection: str = ""
+
+    def run(self, repeat: int, images: ImageSet, kept: NDArray[np.int64], held: NDArray[np.int64]) -> None:
+        """Fit on some images, by their rows, and classify others."""
+        start = time.perf_counter()
+        clf = clone(self.method).fit(images[kept])
+        self.seconds.append(time.perf_counter() - start)
+        self.selection = clf.selection_
+        others = images[held]
+        self.right[repeat, held] = answer(clf, others).argmax(1) == others.labels

@@ -1,0 +1,86 @@
+"""Class names in any script: how they are written, compared, and which are refused."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+from handful.errors import DataError
+
+LONGEST_NAME = 1000
+"""Characters of a class name; a text tower reads far fewer."""
+UNDECODABLE = "\ufffd"
+"""What decoders put in the place of bytes that they can't read."""
+
+
+def clean_name(name: str) -> str:
+    """Turn a folder or file name into words.
+
+    Underscores are spaces, as in the published prompts, and letters are in Unicode's normal form C: an é of
+    one character and one of two (macOS writes file names so) are one name. All else stays, joiners, variation
+    selectors and soft hyphens among it: scripts and emoji sequences need them.
+    """
+    return unicodedata.normalize("NFC", _spaced(name))
+
+
+def name_key(name: str) -> str:
+    """Give what names of one class have in common: capitals and how accents are encoded don't count."""
+    return unicodedata.normalize("NFC", clean_name(name).casefold())
+
+
+def check_names(names: Iterable[str], normalise: bool = True) -> tuple[str, ...]:
+    """Refuse lists of class names that can't make a classifier, and write the others as `clean_name` does.
+
+    Parameters
+    ----------
+    names
+        In label order.
+    normalise
+        Whether to give normal form C. Not for the names of a saved classifier: older versions kept the form
+        that they were given, and what was learned belongs to it.
+
+    Raises
+    ------
+    DataError
+        A name is empty, longer than `LONGEST_NAME`, or there twice, or holds a control character or bytes
+        that are no text.
+    """
+    given = None if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+    if given is None or not all(isinstance(name, str) for name in given):
+        raise DataError(f"Got class_names={names!r}, expected a list of texts.")
+    if not given:
+        raise DataError("Got no class names, expected at least one.")
+    words = tuple(clean_name(name) if normalise else _spaced(name) for name in given)
+    for place, (name, word) in enumerate(zip(given, words, strict=True)):
+        _check_name(name, word, place)
+    keys = [name_key(word) if normalise else word.casefold() for word in words]
+    count = Counter(keys)
+    twice = sorted({word for word, key in zip(words, keys, strict=True) if count[key] > 1})
+    if twice:
+        raise DataError(f"Got duplicate class names {twice[:5]}. Rename them so that each is one class.")
+    return words
+
+
+def _spaced(name: str) -> str:
+    return " ".join(name.replace("_", " ").split())
+
+
+def _check_name(name: str, word: str, place: int) -> None:
+    """Refuse one name, shown as it is written on disk, with what can't be seen escaped."""
+    shown = repr(name if len(name) <= 60 else name[:60] + "...")
+    if any(unicodedata.category(letter) in ("Cc", "Cs") or letter == UNDECODABLE for letter in word):
+        raise DataError(
+            f"Got the class name {shown}, which holds a control character or bytes that are no text (UTF-8). "
+            "Rename its folder, or mend its label."
+        )
+    if all(unicodedata.category(letter) == "Cf" for letter in word):
+        raise DataError(
+            f"Got an empty class name, {shown}, at position {place}, expected a word. Rename its folder, or "
+            "mend its label."
+        )
+    if len(word) > LONGEST_NAME:
+        raise DataError(
+            f"Got a class name of {len(word)} characters, {word[:60]!r}..., expected at most {LONGEST_NAME}. "
+            "Shorten it."
+        )
