@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import handful
-from handful.estimator.confidence import fit_temperature, threshold_at
+from handful.estimator.confidence import fit_temperature, images_needed, threshold_at
 from handful.metrics import calibration_error
 
 
@@ -52,6 +52,10 @@ def test_false_alarms_are_as_rare_as_stated():
         alarms = [draw[-1] < threshold_at(draw[:-1], rate) for draw in draws]
         assert rate - 0.03 < np.mean(alarms) <= rate + 0.015
     assert threshold_at(np.array([0.5, 0.6]), 0.05) == -1  # too few to say
+    for rate in [0.05, 0.07, 0.3, 0.5, 0.99, 1e-3, *(1 / n for n in range(2, 200))]:
+        needed = images_needed(rate)
+        assert threshold_at(np.linspace(0, 0.5, needed), rate) > -1
+        assert needed == 1 or threshold_at(np.linspace(0, 0.5, needed - 1), rate) == -1
 
 
 @pytest.mark.parametrize("name", ["tip-adapter", "linear-probe", "zero-shot", "logistic-probe", "mma"])
@@ -122,8 +126,10 @@ def test_calibrations_that_cannot_be(mini: handful.Backbone, support: handful.Im
     with pytest.raises(handful.ParameterError, match="unknown='sometimes'"):
         clf.predict(support, unknown="sometimes")
     few = handful.few_shot(support, 2, seed=1)
-    assert "too few" in clf.fit(few).calibrate(few, false_alarm=0.01).notes_[-1]
-    assert not np.any(clf.predict(few, unknown="auto") == "unknown")
+    assert "it takes 99" in clf.fit(few).calibrate(few, false_alarm=0.01).notes_[-1]
+    for ask in (clf.predict, clf.classify, clf.stream):
+        with pytest.warns(UserWarning, match="Nothing is called unknown: 20 held-out images are too few"):
+            ask(few, unknown="auto")
     named = [*support.class_names[:-1], "unknown"]
     other = handful.ImageSet(support.items, support.labels, tuple(named))
     with pytest.raises(handful.ParameterError, match="class called 'unknown'"):

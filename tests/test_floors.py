@@ -18,7 +18,7 @@ FLOORS = (
     ("estimator",),
     ("extend", "methods"),
     ("analysis", "meta_training", "protocols"),
-    ("bench", "compare", "evaluation", "export", "hub"),
+    ("answers", "bench", "compare", "evaluation", "export", "hub"),
     ("report",),
     ("serve",),
     ("cli",),

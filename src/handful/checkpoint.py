@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from handful.errors import CheckpointError
-from handful.files import only_writer, read_file, write_atomically
+from handful.files import check_writable, only_writer, read_file, write_atomically
 from handful.model_card import is_own, model_card, scores_of
 
 FORMAT = 1
@@ -174,6 +174,7 @@ def check_place(folder: Path) -> None:
     """Refuse to write over what is no saved classifier; hidden files and a killed writer's stay beside it."""
     try:
         names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        check_writable(folder)
     except OSError as error:
         raise CheckpointError(f"Can't write to {folder}: {error.strerror or error}.") from error
     others = [name for name in names if not re.match(r"\.|head-\w+\.safetensors$", name)]

@@ -13,6 +13,7 @@ gives it a name by the entry point group `handful.methods`. `docs/your-method.md
 from `fit` to `serve` and `export`.
 """
 
+from handful.data.templates import resolve_templates
 from handful.errors import (
     CheckpointError,
     DataError,
@@ -38,7 +39,7 @@ from handful.heads import (
     number,
     support_shapes,
 )
-from handful.prompts import class_weights, read_words, resolve_templates, template_tokens, with_context
+from handful.prompts import class_weights, read_words, template_tokens, with_context
 from handful.schedule import Schedule, seeded, tip_schedule
 from handful.search import best_pair, best_ratio
 from handful.selection import Choice, choose, first_shots, folds, shot_numbers, smallest_class

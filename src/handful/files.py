@@ -127,6 +127,21 @@ def read_file(path: Path, most: int | None = None) -> bytes:
     return path.read_bytes()
 
 
+def check_writable(folder: Path) -> None:
+    """Try whether files can be made in a folder, or in the nearest one above it that is there.
+
+    Raises
+    ------
+    OSError
+        They can't.
+    """
+    nearest = folder.absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    with tempfile.TemporaryFile(dir=nearest):
+        return
+
+
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Keep other writers out of a folder, where the system has locks; one that died keeps nobody out."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from handful.backbones import Backbone, load_backbone
 from handful.data import ImageSet
+from handful.data.templates import resolve_templates
 from handful.errors import DataError, check_integer, unexpected
 from handful.features import Features, encode
 from handful.heads import CosineHead
-from handful.prompts import class_weights, resolve_templates
+from handful.prompts import class_weights
 from handful.refiner import Refiner
 from handful.schedule import Schedule, seeded, tip_schedule
 from handful.search import by_class
 from handful.train import Batch, shuffled, train
+from handful.types import Templates
 
 BATCH_SIZE = 64
 
@@ -73,7 +75,7 @@ def meta_train(
     images: ImageSet,
     *,
     regime: Literal["episodic", "published"] = "episodic",
-    templates: str | Sequence[str] = "default",
+    templates: Templates = "default",
     shots: int = 16,
     ways: int = 32,
     queries: int = 4,
@@ -121,7 +123,7 @@ def meta_train(
     settings = {
         "regime": regime, "shots": shots, "ways": ways, "queries": queries,
         "epochs": schedule.epochs, "lr": schedule.lr, "views": int(views), "seed": int(seed),
-        "templates": list(resolve_templates(templates)), "images": len(images),
+        "templates": resolve_templates(templates), "images": len(images),
     }  # fmt: skip
     facts = {
         "method": "meta-adapter",

@@ -149,11 +149,14 @@ def _data(facts: dict[str, Any]) -> str:
 
 def _chosen(facts: dict[str, Any]) -> str:
     selection, templates = facts["selection"], facts.get("templates") or []
+    by_class = "by class, as " if isinstance(templates, dict) else ""
+    if isinstance(templates, dict):
+        templates = [text for texts in templates.values() for text in texts]
     return "\n".join([
         f"- selection `{selection}`: {CHOSEN.get(selection, 'not known to this version')}",
         f"- values: {_json(_rounded(facts['selected'])) if facts.get('selected') else 'none to choose'}",
         f"- parameters: {_json(facts['parameters'])}",
-        f"- templates: {', '.join(map(_code, templates[:FEW_IMAGES])) or 'none'}"
+        f"- templates: {by_class}{', '.join(map(_code, templates[:FEW_IMAGES])) or 'none'}"
         + (f" and {len(templates) - FEW_IMAGES} more" if len(templates) > FEW_IMAGES else ""),
     ])  # fmt: skip
 
@@ -187,7 +190,8 @@ def _scores(facts: dict[str, Any]) -> str:
             f"Probabilities are calibrated on {found.get('images')} held-out images: temperature "
             f"{found.get('temperature')}. Where it is asked to, it calls an image unknown whose cosine to "
             f"the nearest class mean is below {found.get('threshold')}; stated rate of false alarms: "
-            f"{found.get('false_alarm')}.",
+            f"{found.get('false_alarm')}."
+            + (" That is, none: there were too few images." if calibration.get("threshold") == -1 else ""),
         ]
     return "\n".join(lines)
 

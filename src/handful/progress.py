@@ -32,7 +32,8 @@ def bar(text: str, total: int, show: bool | None = None) -> Iterator[Advance]:
         TextColumn("{task.description}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as shown:
+    to_terminal = sys.stdout.isatty()  # else results would be written to the terminal of stderr
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=to_terminal) as shown:
         task = shown.add_task("", total=total)
 
         def advance(count: int, note: str = "") -> None:

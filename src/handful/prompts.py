@@ -9,31 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.catalog import find_templates
 from handful.data.names import check_names
+from handful.data.templates import prompts_of, resolve_templates
 from handful.errors import SeamError, check_integer, unexpected
 from handful.towers import text_pass
+from handful.types import Templates
 
 POSITIONS = ("end", "middle", "front")
 PLACEHOLDER = "X"
 """A word of one token; its embedding is overwritten."""
 
 
-def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """Give a tuple of templates for a template, a list of them, or a name in the catalogue."""
-    if isinstance(templates, str):
-        return (templates,) if "{}" in templates else find_templates(templates)
-    chosen = tuple(templates) if isinstance(templates, Sequence) else ()
-    if not chosen or not all(isinstance(text, str) and "{}" in text for text in chosen):
-        raise unexpected("templates", templates, "texts that hold {} where the class name goes")
-    return chosen
-
-
-def class_weights(backbone: Backbone, names: Sequence[str], templates: str | Sequence[str]) -> Tensor:
+def class_weights(backbone: Backbone, names: Sequence[str], templates: Templates) -> Tensor:
     """Encode the zero-shot text classifier `[C, E]`, rows of unit norm.
 
-    One template: its normalised text feature. Several: the mean of the normalised features of each
-    template, normalised again (Radford et al. 2021, §3.1.4).
+    One prompt of a class: its normalised text feature. Several: the mean of their normalised features,
+    normalised again (Radford et al. 2021, §3.1.4).
 
     Parameters
     ----------
@@ -42,21 +33,30 @@ def class_weights(backbone: Backbone, names: Sequence[str], templates: str | Seq
     names
         Class names; underscores count as spaces.
     templates
-        A text with `{}`, a list of such, or a name in the catalogue (`"oxford_pets"`,
-        `"imagenet7"`, `"imagenet80"`).
+        A text with `{}`, `{c}` or `{class}`, a list of such, a name in the catalogue (`"oxford_pets"`,
+        `"imagenet7"`, `"imagenet80"`), prompts by class (`{"cat": ["A cat is ..."]}`), or a file of these:
+        see `handful.data.templates.resolve_templates`.
     """
-    words, chosen = check_names(names, normalise=False), resolve_templates(templates)
-    texts = [template.replace("{}", word) for word in words for template in chosen]
-    tokens = backbone.tokenize(texts)
+    words = check_names(names, normalise=False)
+    prompts = prompts_of(words, resolve_templates(templates))
+    tokens = backbone.tokenize([text for own in prompts for text in own])
     with torch.no_grad():
         features = text_pass(backbone, tokens, torch.full_like(tokens, -1))()
-    per_class = F.normalize(features, dim=-1).view(len(words), len(chosen), -1)
-    return F.normalize(per_class.mean(1), dim=-1)
+    own = F.normalize(features, dim=-1).split([len(texts) for texts in prompts])
+    return F.normalize(torch.stack([of_class.mean(0) for of_class in own]), dim=-1)
 
 
-def template_tokens(backbone: Backbone, names: Sequence[str], template: str) -> tuple[Tensor, Tensor]:
-    """Make prompts of one template, with nothing learned in them: tokens and slots `[C, L]`, slots all -1."""
-    tokens = backbone.tokenize([template.replace("{}", name) for name in check_names(names, normalise=False)])
+def template_tokens(backbone: Backbone, names: Sequence[str], template: Templates) -> tuple[Tensor, Tensor]:
+    """Make one prompt of each class, with nothing learned in it: tokens and slots `[C, L]`, slots all -1.
+
+    `template` is one, or has one prompt of each class, in any form that `class_weights` takes.
+    """
+    words = check_names(names, normalise=False)
+    prompts = prompts_of(words, resolve_templates(template, "template"))
+    if any(len(own) != 1 for own in prompts):
+        most = max(map(len, prompts))
+        raise unexpected("template", template, f"one template, or one prompt of each class, not {most}")
+    tokens = backbone.tokenize([own[0] for own in prompts])
     return tokens, torch.full_like(tokens, -1)
 
 

@@ -6,8 +6,9 @@ Shapes: `N` images, `C` classes, `K` shots, `E` joint width, `L` tokens, `D` tow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -28,3 +29,6 @@ ImageLike: TypeAlias = (
 file; or a file that is open for bytes."""
 
 Labels: TypeAlias = Sequence[str] | Sequence[int] | np.ndarray[Any, Any]
+
+Templates: TypeAlias = str | Path | Sequence[str] | Mapping[str, Sequence[str]]
+"""Templates, or prompts by class, as `handful.data.templates.resolve_templates` reads them."""

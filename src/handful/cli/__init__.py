@@ -1,6 +1,6 @@
 """The command line: one file for each kind of command.
 
-`learn` (demo, fit, meta-train, compare), `use` (predict, explain, info), `evaluate`, `share` (push, pull,
+`learn` (demo, fit, meta-train, compare), `predict`, `evaluate`, `use` (explain, info), `share` (push, pull,
 export), `study` (bench, report, analyze) and `serve`. Results go to stdout, everything else to stderr. Exit
 codes: 0 done, 1 it failed, 2 the call was wrong, 130 interrupted. Nothing heavy is imported before a command
 runs.
@@ -14,7 +14,7 @@ import warnings
 
 import typer
 
-from handful.cli import evaluate, learn, serve, share, study, use
+from handful.cli import evaluate, learn, predict, serve, share, study, use
 from handful.cli.common import escape_what_has_no_code, say
 
 app = typer.Typer(
@@ -29,7 +29,7 @@ for command in (
     learn.fit,
     learn.meta_train,
     learn.compare,
-    use.predict,
+    predict.predict,
     evaluate.evaluate,
     use.explain,
     use.info,

@@ -104,6 +104,20 @@ def import_from_here(names: Iterable[str]) -> None:
         sys.path.insert(0, str(Path.cwd()))
 
 
+def check_file(out: Path) -> None:
+    """Refuse a place where no file can be written, before any work."""
+    from handful.errors import unexpected
+    from handful.files import check_writable
+
+    try:
+        check_writable(out.parent)
+        reason = "that is a folder" if out.is_dir() else ""
+    except OSError as error:
+        reason = str(error.strerror or error)
+    if reason:
+        raise unexpected("--out", str(out), f"a file that can be written ({reason})")
+
+
 def find_class(name: str) -> type[FewShotClassifier]:
     """Find the class of a method by its name or import path."""
     from handful.methods import find_method

@@ -14,6 +14,7 @@ from handful.cli.common import (
     Megapixels,
     OnError,
     Weights,
+    check_file,
     console,
     echo,
     echo_json,
@@ -65,6 +66,13 @@ def fit(
         list[str] | None,
         typer.Option("--param", "-p", help="A parameter of the method, name=value; repeatable."),
     ] = None,
+    templates: Annotated[
+        str | None,
+        typer.Option(
+            help="What is said of a class name: a text with {} or {class}, a .txt with one a line, a .json "
+            "of these or of prompts by class, or a name such as imagenet7."
+        ),
+    ] = None,
     calibrate: Annotated[
         float | None,
         typer.Option(
@@ -83,9 +91,14 @@ def fit(
 
     from handful import few_shot
     from handful.errors import Interrupted
+    from handful.estimator.confidence import check_rate, check_shots
 
     cls = find_class(method)
     parameters = _parameters(cls, method, param or [])
+    if templates is not None:
+        parameters |= _templates(cls, method, templates)
+    if calibrate is not None:
+        check_rate("--calibrate", calibrate)
     _check_free(out)
     clf = cls(_load_backbone(backbone, weights), **parameters)
     start = time.perf_counter()
@@ -93,6 +106,8 @@ def fit(
     def learn(images: ImageSet) -> tuple[ImageSet, ImageSet | None]:
         support = few_shot(_check_classes(folder, images), shots, seed) if shots else images
         _check_classes(folder, support)
+        if calibrate is not None:
+            check_shots(support.labels, support.class_names)
         if validation is None:
             clf.fit(support)
             return support, None
@@ -108,12 +123,24 @@ def fit(
     if shots:
         drawn = {"data": folder.absolute().name, "shots": shots, "seed": seed}
         clf.fitted_ = replace(clf.fitted_, draw=drawn)
-    if calibrate is not None:
-        given: dict[str, Any] = {} if seen is None else {"validation": seen}
-        clf.calibrate(support, false_alarm=calibrate, **given)
     clf.save(out)
+    if calibrate is not None:
+        _calibrate(clf, support, seen, calibrate, out)
     _print_fit(clf, {"model": str(out), "method": method, "images": len(support)}, seconds, as_json)
     say(f"next: handful evaluate {out} TEST_FOLDER, handful predict {out} IMAGE")
+
+
+def _calibrate(
+    clf: FewShotClassifier, support: ImageSet, validation: ImageSet | None, rate: float, out: Path
+) -> None:
+    """Calibrate a fit that is saved already, and save it again; if that fails, say that nothing is lost."""
+    given: dict[str, Any] = {} if validation is None else {"validation": validation}
+    try:
+        clf.calibrate(support, false_alarm=rate, **given)
+    except BaseException:
+        say(f"{out} holds the classifier as it was fitted, not calibrated.")
+        raise
+    clf.save(out)
 
 
 def _print_fit(clf: FewShotClassifier, facts: dict[str, Any], seconds: float, as_json: bool) -> None:
@@ -154,6 +181,7 @@ def meta_train(
     from handful import load_backbone
     from handful import meta_train as train
 
+    check_file(out)
     model = load_backbone(backbone, weights=weights)
 
     def learn(images: ImageSet) -> Refiner:
@@ -245,6 +273,17 @@ def _load_backbone(backbone: str, weights: Path | None) -> Backbone:
     return load_backbone(backbone, weights=weights)
 
 
+def _templates(cls: type[FewShotClassifier], method: str, templates: str) -> dict[str, Any]:
+    """Give the parameter that holds the templates, where the method has one."""
+    from handful.errors import unexpected
+    from handful.methods import read_value
+
+    if cls.text_parameter not in cls._get_param_names():
+        raise unexpected("--templates", templates, f"none for {method}, which reads no templates")
+    found = read_value(templates)
+    return {cls.text_parameter: found if found and isinstance(found, list | dict) else templates}
+
+
 def _parameters(cls: type[FewShotClassifier], method: str, pairs: list[str]) -> dict[str, Any]:
     """Read parameters of a method, `name=value`: the value as JSON where it is, as a word where it isn't."""
     from handful.errors import unexpected
@@ -258,5 +297,6 @@ def _parameters(cls: type[FewShotClassifier], method: str, pairs: list[str]) -> 
             raise typer.BadParameter(f"got {pair!r}, expected name=value, as in alpha=2.0")
         if name not in known:
             raise unexpected("--param", name, f"a parameter of {method}: {known}")
-        found[name] = read_value(value)
+        is_template = name == cls.text_parameter and value == "{}"  # the name alone; no empty JSON object
+        found[name] = value if is_template else read_value(value)
     return found

@@ -64,17 +64,17 @@ def template_sets() -> dict[str, tuple[str, ...]]:
     return {name: tuple(templates) for name, templates in _table()["templates"].items()}
 
 
+def template_names() -> list[str]:
+    """Give the names that `find_templates` knows, sorted."""
+    return sorted([*template_sets(), "imagenet80"])
+
+
 def find_templates(name: str) -> tuple[str, ...]:
     """Give the templates of a data set or ensemble by name; `imagenet80` is open_clip's list."""
     if name == "imagenet80":
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
         return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
-    known = template_sets()
-    if name not in known:
-        raise unexpected(
-            "templates",
-            name,
-            f"a text with {{}}, a list of such, or one of {sorted([*known, 'imagenet80'])}",
-        )
-    return known[name]
+    if name not in template_sets():
+        raise unexpected("templates", name, f"one of {template_names()}")
+    return template_sets()[name]

@@ -20,7 +20,7 @@ from handful.data.sets import ImageSet
 from handful.errors import Interrupted, ParameterError
 from handful.estimator import changes, confidence, explaining, keeping, noting, seen
 from handful.estimator.fitted import Fitted
-from handful.estimator.inputs import choose_items, is_encoded, joint_width, plain
+from handful.estimator.inputs import choose_items, is_encoded, joint_width, plain, read_validation
 from handful.estimator.keeping import Keeping
 from handful.estimator.labels import check_count, check_sample_weight, match_names, read_labels, read_marks
 from handful.estimator.task import Learned, Task, Validation
@@ -84,14 +84,17 @@ class FewShotClassifier(Keeping):
         text = self.text_classifier(names, class_weights, backbone)
         if class_weights is not None and text is not None:
             text = text[classes.order]
+        templates = self.text_templates(names, class_weights)
+        parameters = self.recorded_parameters(class_weights)
         reader = self.reader()
+        validating = read_validation(validation, classes, self.selection)
         inputs = None if images is None else reader.support(images)
         width = joint_width(inputs, text, backbone, rows)
         scale = SCALE if backbone is None else backbone.scale
         notes = [*classes.notes, *(inputs.notes if inputs is not None else ())]
         if reader.views and is_encoded(images):
             notes.append(f"views={reader.views} was not used: features were given.")
-        held_out = None if validation is None else reader.validation(validation, classes, width)
+        held_out = None if validating is None else reader.validation(*validating, width)
         if held_out is not None and self.selection not in ("val", "oracle"):
             notes.append(f"validation was not used: selection is {self.selection!r}.")
         task = Task(inputs, rows, names, text, scale, backbone, held_out, balance=self.balances())
@@ -99,7 +102,6 @@ class FewShotClassifier(Keeping):
             task = task.with_key(keeping.training_key(self, task))
         learned = self.learn(task)
         head = keeping.checked(learned.head, self, names)
-        parameters = self.get_params(deep=False)
         self.fitted_ = Fitted(
             method=self.saved_as(),
             backbone=parameters.pop("backbone", None),
@@ -114,7 +116,7 @@ class FewShotClassifier(Keeping):
             notes=(*notes, *noting.support_notes(self, task, class_weights is not None), *learned.notes),
             losses=learned.losses,
             interrupted=learned.interrupted,
-            templates=self.text_templates(class_weights),
+            templates=templates,
             shots=() if images is None else tuple(np.bincount(rows.numpy(), minlength=len(names)).tolist()),
             support=tuple(changes.item_names(images, len(rows))) if head.support is not None else (),
             digests=seen.of_fit(inputs if self.uses_images else None, held_out, learned.selection),
@@ -147,7 +149,7 @@ class FewShotClassifier(Keeping):
         fitted = self._online()
 
         def encode_name(name: str) -> Tensor:
-            return encode_names(self.loaded_backbone(), [name], fitted.templates).cpu()
+            return encode_names(self.loaded_backbone(), [name], changes.templates_for(fitted, name)).cpu()
 
         now, name = changes.add_class(fitted, name, class_weight, encode_name)
         return self._change(
@@ -232,14 +234,14 @@ class FewShotClassifier(Keeping):
             In any form that `fit` takes.
         unknown
             None: every image is of some class. `"auto"`: one that looks less familiar than `calibrate`
-            found is `"unknown"` (-1 where classes are integers). A number: one whose largest probability
-            is below it.
+            found is `"unknown"` (-1 where classes are integers); a warning says so where it had too few
+            images to call any unknown. A number: one whose largest probability is below it.
         """
-        probabilities, is_unknown = self.classify(images, unknown)
-        predicted = self.classes_[probabilities.argmax(1)]
-        nothing = -1 if predicted.dtype.kind in "iub" else confidence.UNKNOWN
+        nothing = -1 if self.classes_.dtype.kind in "iub" else confidence.UNKNOWN
         if unknown is not None and nothing in self.classes_.tolist():
             raise ParameterError(f"Got a class called {nothing!r}, which is what unknown images are called.")
+        probabilities, is_unknown = self.classify(images, unknown)
+        predicted = self.classes_[probabilities.argmax(1)]
         return np.where(is_unknown, nothing, predicted) if is_unknown.any() else predicted
 
     def classify(
@@ -247,6 +249,7 @@ class FewShotClassifier(Keeping):
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Give probabilities `[N, C]`, and which images are of no known class `[N]`; see `predict`."""
         fitted = self.fitted_
+        self.check_unknown(unknown)
         parts = [confidence.classify(fitted.head, fitted.calibration, x, unknown) for x in self.query(images)]
         probabilities, is_unknown = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
         return probabilities, is_unknown
@@ -312,12 +315,7 @@ class FewShotClassifier(Keeping):
 
         names, balance = fitted.class_names, fitted.parameters.get("balance", True)
         found = confidence.calibrate(rows, names, features, refit, false_alarm, folds, balance)
-        self.fitted_ = replace(fitted, calibration=found)
-        if not found.can_tell_unknown:
-            self.fitted_ = self.fitted_.noting(
-                f"{found.images} held-out images are too few to call any image unknown at a "
-                f"false-alarm rate of {false_alarm:g}."
-            )
+        self.fitted_ = replace(fitted, calibration=found).noting(found.too_few)
         return self
 
     def score(self, images: Any, labels: Labels | None = None, sample_weight: Any = None) -> float:

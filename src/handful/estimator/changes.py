@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from handful.backbones import Backbone
 from handful.data.items import is_one, path_of
 from handful.data.names import check_names
 from handful.data.sets import ImageSet
+from handful.data.templates import Prompts, for_classes, has_prompts, resolve_templates
 from handful.errors import DataError, ParameterError
 from handful.estimator import seen
 from handful.estimator.fitted import Fitted
@@ -133,6 +134,31 @@ def add_class(
     return now.with_class(names[-1], name, text), names[-1]
 
 
+def templates_for(fitted: Fitted, name: str) -> Prompts:
+    """Give the templates of a fit for one more class.
+
+    Raises
+    ------
+    ParameterError
+        They are prompts by class, and this one has none.
+    """
+    templates = _templates_of(fitted, [name])
+    if not templates:
+        raise ParameterError(
+            f"This was fitted on prompts by class, and has none for {name!r}. Give add_class({name!r}, ..., "
+            f"class_weight=handful.class_weights(backbone, [{name!r}], {{{name!r}: [PROMPT, ...]}})[0])."
+        )
+    return templates
+
+
+def _templates_of(fitted: Fitted, names: Sequence[str]) -> Prompts:
+    """Give the templates of a fit; of prompts by class, those that there are for some names."""
+    if isinstance(fitted.templates, tuple):
+        return fitted.templates
+    given = resolve_templates(fitted.parameters.get("templates"))
+    return for_classes([name for name in names if has_prompts(name, given)], given)
+
+
 def add_images(now: Kept, name: str, images: Any, encode: Encode) -> Kept:
     """Add images to a class."""
     row = int(match_names([name], now.names)[0])
@@ -172,7 +198,7 @@ def refitted(fitted: Fitted, now: Kept, learned: Learned) -> Fitted:
         fitted, head=learned.head, selection=learned.selection, selected=learned.selected,
         notes=learned.notes, losses=learned.losses, class_names=now.names, classes=np.array(now.classes),
         label_order=order, shots=tuple(now.shots), support=tuple(now.items), learned_on=(), draw=None,
-        scores=(), calibration=None,
+        scores=(), calibration=None, templates=_templates_of(fitted, now.names),
         digests=seen.keep(now.digests, fitted.digests.get(seen.VALIDATION, ())),
     )  # fmt: skip
     if fitted.calibration:

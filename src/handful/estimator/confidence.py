@@ -67,6 +67,17 @@ class Calibration:
         """Whether there were enough images for the rate: else nothing is called unknown."""
         return self.threshold > -1
 
+    @property
+    def too_few(self) -> str:
+        """Why nothing is called unknown, and how many images it takes; empty where something can be."""
+        if self.can_tell_unknown:
+            return ""
+        return (
+            f"{self.images} held-out images are too few to call any image unknown at a false-alarm rate of "
+            f"{self.false_alarm:g}: it takes {images_needed(self.false_alarm)}. Calibrate on more images or "
+            "at a higher rate, or give a probability: unknown=0.5 (--unknown 0.5)."
+        )
+
     def facts(self) -> dict[str, float]:
         """The numbers alone, as a checkpoint's facts hold them; the means are among its tensors."""
         return {name: value for name, value in vars(self).items() if name != "means"}
@@ -102,22 +113,9 @@ def calibrate(
     balance
         Whether classes count alike for the temperature, as they do for the method.
     """
-    if not 0 < check_number("false_alarm", false_alarm, 0) < 1:
-        raise ParameterError(f"Got false_alarm={false_alarm}, expected a rate between 0 and 1, as 0.05.")
-    shots = np.bincount(rows, minlength=len(class_names))
-    if not shots.all():
-        few = [class_names[row] for row in np.flatnonzero(shots == 0)][:5]
-        raise DataError(
-            f"Got no image of {few}: an image of a class is known by others of it. Add some, or predict with "
-            "unknown=PROBABILITY."
-        )
-    count = min(check_integer("folds", count, 2), max(int(shots.max()), 2))
-    parts = list(_held_out(rows, refit, count))
-    if not parts:
-        raise DataError(
-            "Got one image of each class: calibration holds one out and needs another. Add images, or "
-            "predict with unknown=PROBABILITY."
-        )
+    false_alarm, count = check_rate("false_alarm", false_alarm), check_integer("folds", count, 2)
+    shots = check_shots(rows, class_names)
+    parts = list(_held_out(rows, refit, min(count, int(shots.max()))))
     logits, truth, familiar = (torch.cat(part) for part in zip(*parts, strict=True))
     return Calibration(
         fit_temperature(logits, truth, balance),
@@ -127,6 +125,33 @@ def calibrate(
         len(parts),
         class_means(features(), torch.from_numpy(rows)),
     )
+
+
+def check_rate(argument: str, rate: object) -> float:
+    """Give a rate of false alarms, more than 0 and less than 1."""
+    if not 0 < check_number(argument, rate, 0) < 1:
+        raise ParameterError(f"Got {argument}={rate}, expected a rate between 0 and 1, as 0.05.")
+    return float(rate)  # type: ignore[arg-type]
+
+
+def check_shots(rows: NDArray[np.int64], class_names: tuple[str, ...]) -> NDArray[np.int64]:
+    """Give the images of each class; refuse a support set that nothing can be held out of.
+
+    Raises
+    ------
+    DataError
+        A class has no image, or none has two.
+    """
+    shots = np.bincount(rows, minlength=len(class_names))
+    instead = "Add images, or leave out calibration and predict with unknown=PROBABILITY (--unknown 0.5)."
+    if not shots.all():
+        few = [class_names[row] for row in np.flatnonzero(shots == 0)][:5]
+        raise DataError(f"Got no image of {few}: an image of a class is known by others of it. {instead}")
+    if shots.max(initial=0) < 2:
+        raise DataError(
+            f"Got one image of each class: calibration holds one out and needs another. {instead}"
+        )
+    return shots
 
 
 def class_means(features: Tensor, rows: Tensor) -> Tensor:
@@ -183,6 +208,12 @@ def threshold_at(scores: NDArray[np.float64], false_alarm: float) -> float:
     return float(np.sort(scores)[k - 1]) if k else -1.0
 
 
+def images_needed(false_alarm: float) -> int:
+    """Give how many held-out images it takes until `threshold_at` finds a threshold."""
+    count = math.ceil(1 / false_alarm) - 1
+    return count if math.floor(false_alarm * (count + 1)) else count + 1
+
+
 def probabilities(logits: Tensor, calibration: Calibration | None) -> Tensor:
     """Turn logits `[..., C]` into probabilities, as calibrated."""
     temperature = calibration.temperature if calibration else 1.0
@@ -201,17 +232,22 @@ def classify(
     head: Head, calibration: Calibration | None, x: Tensor, unknown: float | str | None = None
 ) -> Answer:
     """Classify what a head needs of N images; see `FewShotClassifier.predict` for `unknown`."""
+    check_unknown(calibration, unknown)
     found = probabilities(head.read(x), calibration)
-    if unknown is None:
-        return Answer(found, torch.zeros(len(x), dtype=torch.bool))
-    if unknown != "auto":
-        return Answer(found, found.max(1).values < check_number("unknown", unknown, 0))
-    if calibration is None:
+    if calibration is None or unknown != "auto":
+        return Answer(found, found.max(1).values < float(unknown or 0))
+    return Answer(found, calibration.familiarity(head.image_features(x)) < calibration.threshold)
+
+
+def check_unknown(calibration: Calibration | None, unknown: float | str | None) -> None:
+    """Refuse what can't be asked of a classifier; see `FewShotClassifier.predict` for `unknown`."""
+    if unknown == "auto" and calibration is None:
         raise ParameterError(
             "Got unknown='auto' of a classifier that is not calibrated. Call clf.calibrate(images, labels) "
             "on its support set (handful fit --calibrate 0.05), or give a probability: unknown=0.5."
         )
-    return Answer(found, calibration.familiarity(head.image_features(x)) < calibration.threshold)
+    if unknown is not None and unknown != "auto":
+        check_number("unknown", unknown, 0)
 
 
 def read_calibration(facts: Any, means: Tensor | None, classes: int, width: int | str) -> Calibration | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from handful.backbones import Backbone
 from handful.data.names import check_names, clean_name
+from handful.data.templates import Prompts
 from handful.errors import CheckpointError, DataError, FingerprintError, NotFitted
 from handful.estimator.confidence import Calibration, read_calibration
 from handful.estimator.labels import Classes
@@ -26,7 +27,7 @@ from handful.types import Selection
 
 VERSIONS_OF = ("handful", "torch", "open_clip_torch", "scikit-learn")
 RECORDED: dict[str, type] = {
-    "selected": dict, "notes": list, "shots": list, "support": list, "learned_on": list, "templates": list,
+    "selected": dict, "notes": list, "shots": list, "support": list, "learned_on": list,
     "draw": dict, "scores": list, "label_order": list, "digests": dict,
 }  # fmt: skip
 """Fields that a checkpoint holds as they are, and what they are in JSON."""
@@ -62,7 +63,7 @@ class Fitted:
     interrupted
         How to go on, where training was interrupted.
     templates
-        Of the text classifier; empty where class weights were given.
+        Of the text classifier, or the prompts of each class; empty where class weights were given.
     shots, support
         Images of each class; and what the support images are called, where the head keeps them.
     learned_on
@@ -91,7 +92,7 @@ class Fitted:
     notes: tuple[str, ...] = ()
     losses: tuple[float, ...] = field(default=(), repr=False)
     interrupted: str = ""
-    templates: tuple[str, ...] = ()
+    templates: Prompts = ()
     shots: tuple[int, ...] = ()
     support: tuple[str, ...] = field(default=(), repr=False)
     learned_on: tuple[str, ...] = ()
@@ -111,8 +112,8 @@ class Fitted:
         return self.calibration.temperature if self.calibration else 1.0
 
     def noting(self, *notes: str) -> Fitted:
-        """Give the same with more notes."""
-        return replace(self, notes=(*self.notes, *notes))
+        """Give the same with more notes, those that say something."""
+        return replace(self, notes=(*self.notes, *filter(None, notes)))
 
     def to_facts(self) -> dict[str, Any]:
         """Give what is known, as a checkpoint's `head.json` stores it."""
@@ -124,6 +125,7 @@ class Fitted:
             "class_names": list(self.class_names),
             "classes": self.classes.tolist(),
             **recorded,
+            "templates": as_json(self.templates or []),
             "backbone": {
                 "name": getattr(self.backbone, "name", self.backbone) if self.fingerprint else None,
                 "fingerprint": self.fingerprint,
@@ -159,6 +161,7 @@ class Fitted:
             classes=read_classes(facts),
             head=head,
             selection=facts["selection"],
+            templates=read_prompts(facts.get("templates")),
             calibration=read_calibration(
                 facts.get("calibration"),
                 means,
@@ -244,6 +247,19 @@ def read_classes(facts: dict[str, Any]) -> NDArray[Any]:
     if not clean or not same or not isinstance(order, list) or sorted(map(str, order)) != sorted(names):
         raise CheckpointError("Expected class names as fit writes them, and the same as classes.")
     return found
+
+
+def read_prompts(templates: Any) -> Prompts:
+    """Read templates, or prompts by class, as a checkpoint holds them."""
+    by_class = isinstance(templates, dict)
+    lists = list(templates.values()) if by_class else [templates or []]
+    if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
+        raise CheckpointError(
+            f"Expected templates to be a list of texts, or such by class, got {templates!r:.200}."
+        )
+    if by_class:
+        return {name: tuple(texts) for name, texts in templates.items()}
+    return tuple(lists[0])
 
 
 def check_facts(facts: dict[str, Any], backbone: Backbone | None) -> None:

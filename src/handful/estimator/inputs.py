@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -18,12 +18,12 @@ from handful.data.given import as_items
 from handful.data.sets import ImageSet
 from handful.errors import DataError, FingerprintError, check_integer, unexpected
 from handful.estimator.labels import Classes, match_names
-from handful.estimator.task import Source, Validation
+from handful.estimator.task import Source, Validation, no_validation
 from handful.features import CROP_SCALE, Features, Part, encode, stream, stream_pixels
 from handful.features.online import Online
 from handful.features.views import InputStage, Keep, Views
 from handful.heads import Head
-from handful.types import ImageLike
+from handful.types import ImageLike, Selection
 
 PICTURES = ("uint8", "uint16", "bool")
 """Types of the numbers of an array `[H, W]` that is one grey picture, and no features."""
@@ -86,14 +86,8 @@ class ImageReader:
             raise DataError(f"{self.name} reads no cached features: give views, a number.")
         return found
 
-    def validation(self, given: Any, classes: Classes, width: int) -> Validation:
-        """Encode validation images as for testing, and find their rows."""
-        if isinstance(given, ImageSet):
-            images, rows = given, match_names(given.class_names, classes.names)[given.labels]
-        elif isinstance(given, tuple) and len(given) == 2:
-            images, rows = plain(given[0]), classes.rows(given[1], "validation labels")
-        else:
-            raise unexpected("validation", type(given).__name__, "an ImageSet, or (images, labels)")
+    def validation(self, images: Any, rows: Tensor, width: int) -> Validation:
+        """Encode validation images of some rows, as for testing."""
         read = replace(self, views=0, stage=None).features(images)
         features = read.pooled()
         if len(features) != len(rows) or (width and features.shape[1] != width):
@@ -101,7 +95,7 @@ class ImageReader:
                 f"Got validation features of shape {list(features.shape)} and {len(rows)} labels, expected "
                 f"as many, {width} wide."
             )
-        return Validation(features, torch.from_numpy(rows), digests=read.digests)
+        return Validation(features, rows, digests=read.digests)
 
     def query(self, images: Any, head: Head) -> Iterator[Part]:
         """Read images to classify, in parts, as what the head needs of them: `values [n, ...]`."""
@@ -153,8 +147,10 @@ class ImageReader:
         return backbone
 
     @staticmethod
-    def _some(images: Any) -> tuple[ImageLike, ...]:
-        items = tuple(as_items(images))
+    def _some(images: Any) -> Iterable[ImageLike]:
+        items = as_items(images)
+        if isinstance(items, Iterator):  # of any length
+            return items
         if not items:
             raise DataError("Got no images, expected at least one.")
         return items
@@ -207,6 +203,25 @@ def is_encoded(images: object) -> bool:
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim == 2 and str(images.dtype).removeprefix("torch.") not in PICTURES
     return isinstance(images, Features)
+
+
+def read_validation(given: Any, classes: Classes, selection: Selection) -> tuple[Any, Tensor] | None:
+    """Give validation images as they are, and their rows of the class names `[N]`; None where none are given.
+
+    Raises
+    ------
+    ParameterError
+        The selection needs them.
+    """
+    if given is None:
+        if selection in ("val", "oracle"):
+            raise no_validation()
+        return None
+    if isinstance(given, ImageSet):
+        return given, torch.from_numpy(match_names(given.class_names, classes.names)[given.labels])
+    if isinstance(given, tuple) and len(given) == 2:
+        return plain(given[0]), torch.from_numpy(classes.rows(given[1], "validation labels"))
+    raise unexpected("validation", type(given).__name__, "an ImageSet, or (images, labels)")
 
 
 def read_class_weights(given: Any, classes: int) -> Tensor:

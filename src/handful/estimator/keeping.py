@@ -18,7 +18,7 @@ from handful.backbones import Backbone
 from handful.data.names import clean_name
 from handful.errors import CheckpointError, ParameterError
 from handful.estimator.confidence import MEANS
-from handful.estimator.fitted import VERSIONS_OF, Fitted, check_facts, read_classes
+from handful.estimator.fitted import VERSIONS_OF, Fitted, as_json, check_facts, read_classes
 from handful.estimator.labels import Classes
 from handful.estimator.method import Method
 from handful.estimator.task import Task
@@ -122,6 +122,8 @@ def for_classes(
         "class_names": list(names), "classes": classes.labels.tolist(), "learned_on": learned_on,
         "shots": shots, "label_order": classes.label_order,
     }  # fmt: skip
+    if isinstance(facts.get("templates"), dict):
+        own["templates"] = as_json(method.text_templates(names))
     unknown: dict[str, Any] = {"calibration": None, "scores": []}  # of other classes
     return Fitted.from_facts({**facts, **own, **unknown}, method.build(task, learned), backbone)
 

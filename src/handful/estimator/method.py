@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -15,8 +16,9 @@ from handful.backbones import Backbone, load_backbone
 from handful.data.given import as_items
 from handful.data.images import refuse_unreadable
 from handful.data.sets import ImageSet
+from handful.data.templates import Prompts, as_parameter, for_classes, resolve_templates
 from handful.errors import FingerprintError, ParameterError, unexpected
-from handful.estimator.confidence import Answer, Calibration, classify
+from handful.estimator.confidence import Answer, Calibration, check_unknown, classify
 from handful.estimator.fitted import Fitted, FittedAttribute, from_fit
 from handful.estimator.inputs import PREDICT_BATCH, ImageReader, is_encoded, plain, read_class_weights
 from handful.estimator.parameters import Parameters
@@ -24,7 +26,7 @@ from handful.estimator.task import Learned, Task
 from handful.features import CROP_SCALE, Part
 from handful.features.views import InputStage
 from handful.heads import CosineHead, Head, Shapes
-from handful.prompts import class_weights, resolve_templates
+from handful.prompts import class_weights
 from handful.schedule import Schedule, choose_epochs
 from handful.types import Selection
 
@@ -58,6 +60,8 @@ class Method(Parameters):
     """The class of the heads that it gives."""
     uses_text: ClassVar[bool] = True
     """Whether the method reads class names."""
+    text_parameter: ClassVar[str] = "templates"
+    """Its parameter that holds templates, where it has one."""
     trusts_names: ClassVar[bool] = True
     """Whether names count however little they say: a text classifier stays a part of every answer."""
     uses_images: ClassVar[bool] = True
@@ -88,7 +92,7 @@ class Method(Parameters):
     losses_: tuple[float, ...] = from_fit()
     shots_: tuple[int, ...] = from_fit()
     support_: tuple[str, ...] = from_fit()
-    templates_: tuple[str, ...] = from_fit()
+    templates_: Prompts = from_fit()
     learned_on_: tuple[str, ...] = from_fit()
     fingerprint_: str = from_fit()
     calibration_: Calibration | None = from_fit()
@@ -222,6 +226,7 @@ class Method(Parameters):
         UnreadableImages
             Some can't be read; it names all of them, at the end.
         """
+        images = as_items(images) if isinstance(images, Iterator) else images
         failures: dict[int, str] = {}
         together: list[Tensor] = []
         if not (is_encoded(images) or isinstance(images, ImageSet)):
@@ -246,11 +251,23 @@ class Method(Parameters):
             plain(images), fitted.head
         )
 
+    def check_unknown(self, unknown: float | str | None) -> None:
+        """Refuse an `unknown` that can't be asked for; warn where no image can be called so."""
+        calibration = self.fitted_.calibration
+        check_unknown(calibration, unknown)
+        if unknown == "auto" and calibration is not None and calibration.too_few:
+            warnings.warn(f"Nothing is called unknown: {calibration.too_few}", stacklevel=4)
+
     def stream(self, images: Any, unknown: float | str | None = None) -> Iterator[tuple[Part, Answer]]:
         """Classify images as they are read, in flat memory: each part, and the answer for its `rows`.
 
-        An image that can't be read is among the `failures` of a part, with the reason.
+        Images may come from a generator, which then runs in another thread. An image that can't be read is
+        among the `failures` of a part, with the reason. Each image is in one part, in the order given.
         """
+        self.check_unknown(unknown)
+        return self._stream(images, unknown)
+
+    def _stream(self, images: Any, unknown: float | str | None) -> Iterator[tuple[Part, Answer]]:
         fitted = self.fitted_
         for part in self.parts(images):
             if part.rows:
@@ -271,11 +288,19 @@ class Method(Parameters):
             return None
         return class_weights(backbone, names, getattr(self, "templates", "default")).cpu()
 
-    def text_templates(self, given: Any) -> tuple[str, ...]:
-        """Give the templates that the text classifier is made with; none where it is not."""
+    def text_templates(self, names: tuple[str, ...], given: Any = None) -> Prompts:
+        """Give the templates that the text classifier of some names is made with; none where it is not."""
         if given is not None or not self.uses_text or self.uses_tower:
             return ()
-        return tuple(resolve_templates(getattr(self, "templates", "default")))
+        return for_classes(names, resolve_templates(getattr(self, "templates", "default")))
+
+    def recorded_parameters(self, given: Any = None) -> dict[str, Any]:
+        """Give the parameters as a fit records them: with the templates of a file in place of its path."""
+        parameters = self.get_params(deep=False)
+        name = self.text_parameter
+        if given is None and self.uses_text and name in parameters:
+            parameters[name] = as_parameter(parameters[name], name)
+        return parameters
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_loaded"}

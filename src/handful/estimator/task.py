@@ -139,10 +139,7 @@ class Task:
     def held_out(self) -> Validation:
         """The validation images; accuracy on them is the mean over classes where `weights` are not None."""
         if self._held_out is None:
-            raise ParameterError(
-                "selection='val' looks at validation images, selection='oracle' at the test images: give "
-                "fit(..., validation=(images, labels)), or an ImageSet."
-            )
+            raise no_validation()
         return replace(self._held_out, balance=self.weights is not None)
 
     def train(
@@ -163,6 +160,14 @@ class Task:
         return train_on(
             model, self.inputs, self.labels, schedule, generator, loss=loss, merge=merge, **settings
         )
+
+
+def no_validation() -> ParameterError:
+    """Build the error of a selection without the images that it looks at."""
+    return ParameterError(
+        "selection='val' looks at validation images, selection='oracle' at the test images: give "
+        "fit(..., validation=(images, labels)), or an ImageSet (--validation FOLDER)."
+    )
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class _Group:
     pixels: Tensor = field(default_factory=lambda: torch.empty(0))
     """Of the new ones, `[n, max(V, 1), 3, H, W]`."""
     is_last: bool = False
-    """Whether the new images since the last such group make a shard."""
+    """Whether the images since the last such group make a shard."""
 
 
 def _prepare(
@@ -169,9 +169,10 @@ def _prepare(
         group.failures |= {row: failed[name] for row, name in group.names.items() if name in failed}
         group.names = {row: name for row, name in group.names.items() if name not in failed}
         coming.update(pixels)
-        group.is_last = len(coming) >= SHARD
+        group.is_last = len(coming) + len(failed) >= SHARD
         if group.is_last:
             coming.clear()
+            failed.clear()
         return group
 
     for batch in read_batches(pool, items, named=True):

@@ -5,7 +5,6 @@ A part of what Song et al. 2023 test as open-vocabulary detection.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from handful.errors import DataError
 from handful.features import encode
 from handful.prompts import class_weights
 from handful.refiner import Refiner, refine
+from handful.types import Templates
 
 BOXES = 1024
 """Crops in memory at a time."""
@@ -56,7 +56,7 @@ def region_classification(
     seed: int = 1,
     rare: int = 10,
     frequent: int = 100,
-    templates: str | Sequence[str] = "default",
+    templates: Templates = "default",
 ) -> list[RegionScore]:
     """Classify ground-truth boxes by class weights as they are, and refined by a few boxes of each class.
 

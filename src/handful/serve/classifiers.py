@@ -80,6 +80,7 @@ def describe(clf: FewShotClassifier) -> dict[str, Any]:
         "online": clf.method in ONLINE,
         "selection": clf.selection_,
         "calibration": clf.calibration_.facts() if clf.calibration_ else None,
+        "can_tell_unknown": _unknown(clf) is not None,
     }
 
 

@@ -15,6 +15,7 @@ from handful.errors import check_integer, check_number
 from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import CosineHead
 from handful.train import descend
+from handful.types import Templates
 
 TOLERANCE = 1e-4
 
@@ -60,7 +61,7 @@ class LinearProbe(FewShotClassifier):
         backbone: Backbone | str | None = None,
         *,
         strength: float = 1.0,
-        templates: str | Sequence[str] = "default",
+        templates: Templates = "default",
         max_iter: int = 300,
         views: int = 0,
         seed: int = 0,

@@ -26,6 +26,7 @@ from handful.refiner import (
     refine,
     support_index,
 )
+from handful.types import Templates
 
 SHIPPED = "assets/mini/meta_adapter.safetensors"
 """The network for the embedded backbone: `tools/train_meta.py` made it."""
@@ -133,7 +134,7 @@ class MetaAdapter(FewShotClassifier):
         backbone: Backbone | str | None = None,
         *,
         refiner: str | Path | Refiner | None = None,
-        templates: str | Sequence[str] = "default",
+        templates: Templates = "default",
         views: int = 0,
         seed: int = 0,
         class_names: Sequence[str] | None = None,

@@ -14,6 +14,7 @@ from handful.errors import unexpected
 from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import CosineHead, Head, Shapes, TextHead
 from handful.schedule import COOP_CROPS
+from handful.types import Templates
 
 FORMS = ("transform", "bias", "class-bias")
 
@@ -70,7 +71,7 @@ class TextTuning(FewShotClassifier):
         backbone: Backbone | str | None = None,
         *,
         form: Literal["transform", "bias", "class-bias"] = "transform",
-        templates: str = "default",
+        templates: Templates = "default",
         epochs: int | Literal["auto"] = "auto",
         lr: float = 0.002,
         batch_size: int = 32,

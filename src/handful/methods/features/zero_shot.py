@@ -10,6 +10,7 @@ from torch import Tensor
 from handful.backbones import Backbone
 from handful.estimator import FewShotClassifier, Learned, Task
 from handful.heads import CosineHead
+from handful.types import Templates
 
 
 class ZeroShot(FewShotClassifier):
@@ -42,7 +43,7 @@ class ZeroShot(FewShotClassifier):
         self,
         backbone: Backbone | str | None = None,
         *,
-        templates: str | Sequence[str] = "default",
+        templates: Templates = "default",
         class_names: Sequence[str] | None = None,
     ) -> None:
         self.backbone = backbone

@@ -17,6 +17,7 @@ from handful.features.views import InputStage
 from handful.heads import Head, HeadContext, Needs, Shapes, TextHead
 from handful.schedule import COOP_CROPS
 from handful.towers.pair import PixelLogits, encode_with, encoder_with, image_encoder, loaded
+from handful.types import Templates
 
 
 class TunedEncoder(nn.Module):
@@ -100,7 +101,7 @@ class FineTuning(FewShotClassifier):
     head_type: ClassVar[type[Head]] = TunedHead
 
     def __init__(
-        self, backbone: Backbone | str | None = None, *, templates: str | Sequence[str] = "default",
+        self, backbone: Backbone | str | None = None, *, templates: Templates = "default",
         epochs: int | Literal["auto"] = "auto", lr: float = 1e-5, batch_size: int = 32,
         views: int | Literal["online"] = 8, cache: Literal["auto", "memory", "disk", "off"] = "auto",
         training: dict[str, Any] | None = None, seed: int = 0, balance: bool = True,

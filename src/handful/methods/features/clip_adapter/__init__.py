@@ -25,6 +25,7 @@ from handful.methods.features.clip_adapter.network import (
 from handful.schedule import COOP_CROPS, IMAGENET, Schedule, seeded
 from handful.selection import choose, first_shots
 from handful.train import Run
+from handful.types import Templates
 
 NAMES = {"image": "alpha", "text": "beta"}
 RATIOS = (0.2, 0.4, 0.6, 0.8)
@@ -96,7 +97,7 @@ class ClipAdapter(FewShotClassifier):
         beta: float = 0.2,
         selection: Literal["support", "fixed", "val", "oracle"] = "support",
         learn_ratio: bool = False,
-        templates: str | Sequence[str] = "default",
+        templates: Templates = "default",
         epochs: int | Literal["auto"] = "auto",
         lr: float | Literal["auto"] = "auto",
         batch_size: int | Literal["auto"] = "auto",

@@ -19,7 +19,7 @@ from handful.estimator import FewShotClassifier, Fitted, Learned, Task, Validati
 from handful.heads import LARGEST, Head, HeadContext, check_rows, expect, number, support_shapes
 from handful.search import best_pair, by_class
 from handful.selection import choose, shot_numbers
-from handful.types import Selection
+from handful.types import Selection, Templates
 
 CHUNK = 16_384
 """Keys that a cache looks at together: bounds the memory over a million keys."""
@@ -228,7 +228,7 @@ class TipAdapter(FewShotClassifier):
         beta: float = 5.5,
         selection: Selection = "fixed",
         ranges: str = "wide",
-        templates: str | Sequence[str] = "default",
+        templates: Templates = "default",
         views: int | Literal["online"] = 0,
         seed: int = 0,
         balance: bool = True,

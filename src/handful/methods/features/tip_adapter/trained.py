@@ -14,7 +14,7 @@ from handful.methods.features.tip_adapter import CacheHead, TipAdapter, chosen, 
 from handful.schedule import tip_schedule
 from handful.selection import choose
 from handful.train import Run
-from handful.types import Selection
+from handful.types import Selection, Templates
 
 BATCH_SIZE = 256
 
@@ -83,7 +83,7 @@ class TipAdapterF(TipAdapter):
         ranges: str = "wide",
         epochs: int = 20,
         lr: float = 0.001,
-        templates: str | Sequence[str] = "default",
+        templates: Templates = "default",
         views: int | Literal["online"] = 10,
         training: dict[str, Any] | None = None,
         seed: int = 0,

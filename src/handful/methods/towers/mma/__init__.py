@@ -18,6 +18,7 @@ from handful.prompts import template_tokens
 from handful.schedule import COOP_CROPS, IMAGENET
 from handful.towers import ImagePass, TwoTowers, join, text_pass
 from handful.towers.pair import Pairs
+from handful.types import Templates
 
 FIRST = 5 / 12
 """Where the first adapter sits: block 5 of 12, as published for base-to-new."""
@@ -81,6 +82,7 @@ class MMA(FewShotClassifier):
 
     method: ClassVar[str] = "mma"
     uses_tower: ClassVar[bool] = True
+    text_parameter: ClassVar[str] = "template"
     trains: ClassVar[bool] = True
     crop_scale: ClassVar[tuple[float, float]] = COOP_CROPS
     head_type: ClassVar[type[Head]] = MmaHead
@@ -95,7 +97,7 @@ class MMA(FewShotClassifier):
         alpha: float = 0.001,
         shared: bool = True,
         side: Literal["both", "image", "text"] = "both",
-        template: str = "a photo of a {}.",
+        template: Templates = "a photo of a {}.",
         epochs: int = 5,
         lr: float = 0.0015,
         batch_size: int | Literal["auto"] = "auto",
@@ -142,8 +144,6 @@ class MMA(FewShotClassifier):
 
     def learner(self, task: Task, adapters: ModalAdapters) -> TwoTowers:
         """Put adapters into the towers, for the class names of a task."""
-        if not isinstance(self.template, str) or "{}" not in self.template:
-            raise unexpected("template", self.template, "a text that holds {} where the class name goes")
         backbone, adapters = task.backbone, adapters.to(task.backbone.device)
         pairs = self.pairs(backbone)
         after = {side: adapters.after(side, getattr(backbone, side), pairs) for side in adapters.down}

@@ -1,0 +1,72 @@
+"""Answers for many images, row by row: made in flat memory, kept in a file that a later run goes on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from safetensors.torch import save
+
+from handful.answers.file import AnswerFile
+from handful.answers.rows import Row, shown
+from handful.data.looks import Look
+from handful.estimator import FewShotClassifier
+
+__all__ = ["AnswerFile", "Row", "answer_rows", "identity", "shown"]
+
+
+def answer_rows(
+    clf: FewShotClassifier,
+    files: Iterable[str | Path],
+    top: int = 1,
+    unknown: float | str | None = None,
+    looks: dict[int, Look] | None = None,
+) -> Iterator[list[Row]]:
+    """Classify image files, and give their rows in the order of the files, some at a time, in flat memory.
+
+    Parameters
+    ----------
+    clf
+        A fitted classifier.
+    files
+        Paths; they may come from a generator, which then runs in another thread.
+    top
+        How many classes a row has.
+    unknown
+        As for `clf.predict`.
+    looks
+        Takes what is odd about an image, by its place among the files.
+    """
+    coming: dict[int, str | Path] = {}
+
+    def remembered() -> Iterator[str | Path]:
+        for row, file in enumerate(files):
+            coming[row] = file
+            yield file
+
+    for part, answer in clf.stream(remembered(), unknown):
+        if looks is not None:
+            looks |= part.looks
+        rows: dict[int, Row] = {
+            row: {"image": str(coming.pop(row)), "error": reason} for row, reason in part.failures.items()
+        }
+        for row, shares, is_unknown in zip(part.rows, answer.probabilities, answer.is_unknown, strict=True):
+            best = shares.argsort(descending=True, stable=True)[:top].tolist()
+            rows[row] = {
+                "image": str(coming.pop(row)),
+                "predictions": [
+                    {"class": clf.class_names_[c], "probability": round(float(shares[c]), 6)} for c in best
+                ],
+                **({} if unknown is None else {"unknown": bool(is_unknown)}),
+            }
+        yield [rows[row] for row in sorted(rows)]
+
+
+def identity(clf: FewShotClassifier) -> str:
+    """Hash what the answers of a classifier depend on: what it learned, its classes and its backbone."""
+    facts, tensors = clf.info(), {name: tensor.contiguous() for name, tensor in clf.head_.tensors().items()}
+    kept = [facts["method"], facts["classes"], facts["backbone"]["fingerprint"], facts["head"]]
+    text = json.dumps([*kept, facts["calibration"]], sort_keys=True)
+    return hashlib.sha256(text.encode(errors="backslashreplace") + save(tensors)).hexdigest()
