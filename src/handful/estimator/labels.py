@@ -86,8 +86,8 @@ class Classes:
         if not self.are_integers:
             if marks.dtype.kind == "b" or not 0 <= marks.min() <= marks.max() < len(self.names):
                 raise DataError(
-                    f"Got {argument} from {marks.min()} to {marks.max()}, expected class names, or rows of "
-                    f"them as they were given: 0 to {len(self.names) - 1}."
+                    f"Got {argument} from {marks.min()} to {marks.max()} that leave 0 to "
+                    f"{len(self.names) - 1}, expected class names, or rows of them as they were given."
                 )
             return np.argsort(self.order)[marks]
         found = {label: row for row, label in enumerate(self.labels.tolist())}
