@@ -171,7 +171,8 @@ def plain(images: Any) -> Any:
         return np.array(images, dtype=np.float64) if len(set(map(len, images))) == 1 else images
     known = isinstance(images, np.ndarray | Tensor) or hasattr(images, "getexif")
     images = np.asarray(images) if hasattr(images, "__array__") and not known else images
-    if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "fiuc":
+    numbers = isinstance(images, np.ndarray) and images.dtype.kind in "fiuc"
+    if numbers and images.ndim == 1 and images.dtype != np.uint8:  # bytes are those of an encoded file
         raise DataError(
             f"Got an array of shape {images.shape}, expected features [N, E]. Reshape your data: "
             "images.reshape(1, -1) is one image."
