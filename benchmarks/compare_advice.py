@@ -1,15 +1,15 @@
 """What following `handful compare` costs, against the best method, which only held-out images know.
 
-    uv run python benchmarks/compare_advice.py FOLDER [--sets NAME ...] [--shots 4 8 16] [--draws 6] [--out FILE]
+    uv run python benchmarks/compare_advice.py FOLDER [--sets NAME ...] [--shots 4 8 16] [--draws 6]
 
-FOLDER holds `grocery`, `caltech-101`, `emoji` and `tiny_imagenet_train`: each archive of `../shared/data`,
-extracted (the last two into folders of their names). A draw takes some classes of a set (5, 10 and 20 by turns),
-and of each a few images; all others, at most 60 of a class, are the truth. Emoji are subgroups, drawn in three
-styles; a concept is in one part only.
+FOLDER holds `grocery`, `caltech-101`, `emoji` and `tiny_imagenet_train`: each archive of
+`../shared/data`, extracted (the last two into folders of their names). A draw takes some classes of a
+set (5, 10 and 20 by turns), and of each a few images; all others, at most 60 of a class, are the truth.
+Emoji are subgroups, drawn in three styles; a concept is in one part only.
 
-Printed for each number of shots: the mean loss of the advice in points of balanced accuracy, how often zero-shot
-was advised and lost more than a point, and how often the 95 % interval of the advised method holds what it has
-on the truth.
+Printed for each number of shots: the mean loss of the advice in points of balanced accuracy, how often
+zero-shot was advised and lost more than a point, and how often the 95 % interval of the advised method
+holds what it has on the truth.
 """
 
 from __future__ import annotations
