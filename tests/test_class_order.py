@@ -11,7 +11,7 @@ import pytest
 from toys import toy
 
 import handful
-from handful.evaluation import beside_zero_shot
+from handful.evaluation.answers import ask, zero_shot_beside
 from handful.export import facts_of, preprocessing
 from handful.protocols import answer
 from handful.serve import classifiers as served
@@ -112,9 +112,9 @@ def test_what_is_shown_is_in_the_same_order(mini: handful.Backbone, support: han
     prediction = served.predict("clf", clf, handful.encode(mini, [image]).pooled())[0]
     assert served.best_classes(clf, prediction, 1)[0][0] == name
     assert json.loads(facts_of(clf, preprocessing(mini))["class_names"]) == order[::-1]
-    own, zero = beside_zero_shot(clf, support)
-    for logits in (own, zero):
-        assert (logits.argmax(1) == support.labels).mean() > 0.6
+    found = ask(clf, support.items, zero_shot_beside(clf))
+    for predicted in (found.predicted, found.zero_shot):
+        assert (predicted == support.labels).mean() > 0.6
 
 
 def test_encoded_integers_are_shown_by_their_names(
@@ -140,9 +140,9 @@ def test_what_an_older_version_saved_keeps_its_order(tmp_path_factory: pytest.Te
     clf = handful.load(saved / "tip-adapter", backbone)
     assert clf.classes_.tolist() == list(clf.class_names_) == NAMES
     images = handful.ImageSet(tuple(pictures(7, 4)), np.array([0, 1, 2, 0]), tuple(NAMES))
-    own, zero = beside_zero_shot(clf, images)
-    np.testing.assert_array_equal(own, clf.logits(images))
+    found = ask(clf, images.items, zero_shot_beside(clf))
+    np.testing.assert_array_equal(found.predicted, clf.logits(images).argmax(1))
     fresh = handful.ZeroShot(backbone).fit(class_names=NAMES)
-    np.testing.assert_allclose(zero, fresh.logits(images)[:, fresh.match(NAMES)], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found.zero_shot, fresh.logits(images)[:, fresh.match(NAMES)].argmax(1))
     clf.add_class("newt", pictures(9, 1))
     assert clf.classes_.tolist() == sorted([*NAMES, "newt"])

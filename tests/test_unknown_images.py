@@ -110,7 +110,7 @@ def test_a_rule_must_be_there(few_digits: Path, two_classes: Path, tmp_path: Pat
     assert code == 0 and "unknown is a probability below 0.5" in text
     for folder, hint in (
         (tmp_path / "nowhere", "a folder of images"),
-        (few_digits.parent / "void", "at least one"),
+        (few_digits.parent / "void", "where no image is"),
     ):
         (few_digits.parent / "void").mkdir(exist_ok=True)
         code, _, err = call(*words, folder, "--unknown", "0.5")

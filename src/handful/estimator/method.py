@@ -226,7 +226,7 @@ class Method(Parameters):
         UnreadableImages
             Some can't be read; it names all of them, at the end.
         """
-        images = as_items(images) if isinstance(images, Iterator) else images
+        images = plain(images)
         failures: dict[int, str] = {}
         together: list[Tensor] = []
         if not (is_encoded(images) or isinstance(images, ImageSet)):

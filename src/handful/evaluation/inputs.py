@@ -80,9 +80,10 @@ def _labelled(clf: FewShotClassifier, images: Any, labels: Labels | None) -> Ima
     """Pair images with their labels: names, or the integers that `fit` takes."""
     if is_encoded(images):
         raise DataError("Got features, expected images: what a classifier has seen is known by its images.")
-    items, marks = tuple(as_items(images)), read_marks(labels)
-    if not len(items):
+    items = tuple(as_items(images))
+    if not items:
         raise DataError("Got no images, expected at least one of each class.")
+    marks = read_marks(labels)
     if marks.dtype.kind == "U":
         return ImageSet.from_lists(items, marks.tolist())
     return ImageSet(items, clf.fitted_.known.rows(marks), clf.class_names_)
