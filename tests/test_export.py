@@ -103,6 +103,16 @@ def test_and_so_with_other_parameters(
     assert_traced_alike(handful.METHODS[method](tiny, epochs=1, views=0, **parameters).fit(support))
 
 
+def test_a_cache_of_unequal_classes_can_be_followed(tiny: handful.Backbone, support: handful.ImageSet):
+    clf = handful.TipAdapter(tiny, alpha=9.0).fit(support[np.arange(1, len(support))])
+    assert clf.head_.balance
+    clf.fitted_ = replace(clf.fitted_, head=replace(clf.head_))  # as one that was just loaded
+    file = onnxruntime.InferenceSession(export.to_onnx(clf))
+    images = random_images(3)
+    (found,) = file.run(["probabilities"], {"images": images})
+    np.testing.assert_allclose(found, clf.predict_proba(list(images)), atol=2e-5)
+
+
 @pytest.mark.parametrize("method", KINDS)
 def test_the_file_alone_gives_the_same(
     method: str, fitted: Fitted, support: handful.ImageSet, tmp_path: Path

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from handful.backbones import Backbone
 from handful.balance import class_weighting, is_unequal, whole_weights
@@ -85,6 +85,11 @@ class CacheHead(Head):
         """What each key adds to its class's logit for a feature `[E]`: `[NK]`."""
         added = self.alpha * affinity(self.keys @ F.normalize(x, dim=-1), self.beta)
         return added if self.values is None else added * self.values[self.labels]
+
+    def traceable(self) -> nn.Module:
+        """The values are constants, found here: how they are found can't be traced."""
+        _ = self.values
+        return super().traceable()
 
     def tensors(self) -> dict[str, Tensor]:
         """`class_weights [C, E]`, `keys [NK, E]` of unit norm, `labels [NK]` (int64)."""
