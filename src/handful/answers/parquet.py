@@ -11,7 +11,7 @@ from typing import Any
 from handful.answers.rows import Row, flatten, json_rows
 from handful.errors import HandfulError
 
-AT_ONCE = 10_000
+AT_ONCE = 2_000
 """Rows that are turned into Parquet together."""
 
 

@@ -46,6 +46,13 @@ _remembering = threading.Lock()
 class Opened:
     """An image that was read once: its digest and its pixels come from the same bytes.
 
+    Parameters
+    ----------
+    item
+        In any form.
+    remember
+        Whether `file_digest` knows the file from now on.
+
     Attributes
     ----------
     deep
@@ -57,7 +64,7 @@ class Opened:
         The file can't be read, or what is in memory is no image.
     """
 
-    def __init__(self, item: ImageLike) -> None:
+    def __init__(self, item: ImageLike, remember: bool = True) -> None:
         self.item = item
         self._image: Image.Image | None = None
         self._digest, self.data = "", b""
@@ -66,7 +73,8 @@ class Opened:
             self.data = content(item)
             self.deep = is_deep_file(self.data)
             self._digest = hashlib.sha256(self.data + (RULE if self.deep else b"")).hexdigest()
-            _remember(state, self._digest)
+            if remember:
+                _remember(state, self._digest)
         else:
             self._image, self.deep = _from_memory(item)
 

@@ -113,12 +113,12 @@ class Read(NamedTuple):
 
 
 def read_batches(
-    pool: ThreadPoolExecutor, items: Iterable[ImageLike], named: bool
+    pool: ThreadPoolExecutor, items: Iterable[ImageLike], named: bool, remember: bool = True
 ) -> Iterator[dict[int, Read]]:
     """Read images in order, by row, in batches of at most `BATCH` images and about `HELD` bytes."""
     batch: dict[int, Read] = {}
     size = 0
-    for row, read in enumerate(_read_in_order(pool, items, named)):
+    for row, read in enumerate(_read_in_order(pool, items, named, remember)):
         batch[row] = read
         size += len(read.image.data) if read.image else 0
         if len(batch) == BATCH or size >= HELD:
@@ -128,20 +128,22 @@ def read_batches(
         yield batch
 
 
-def _read_in_order(pool: ThreadPoolExecutor, items: Iterable[ImageLike], named: bool) -> Iterator[Read]:
+def _read_in_order(
+    pool: ThreadPoolExecutor, items: Iterable[ImageLike], named: bool, remember: bool
+) -> Iterator[Read]:
     """Read images in the threads of a pool, a few ahead of the one that is given."""
     waiting: deque[Future[Read]] = deque()
     for item in items:
-        waiting.append(pool.submit(_read, item, named))
+        waiting.append(pool.submit(_read, item, named, remember))
         if len(waiting) > 2 * THREADS:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _read(item: ImageLike, named: bool) -> Read:
+def _read(item: ImageLike, named: bool, remember: bool) -> Read:
     try:
-        image = Opened(item)
+        image = Opened(item, remember)
     except DataError as error:
         return Read(None, "", reason_of(error, item))
     return Read(image, image.digest if named else "", "")

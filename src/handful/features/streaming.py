@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -175,7 +175,8 @@ def _prepare(
             failed.clear()
         return group
 
-    for batch in read_batches(pool, items, named=True):
+    few = not isinstance(items, Iterator)  # what comes from a generator may be of any number
+    for batch in read_batches(pool, items, named=True, remember=few):
         wanted = {read.name for read in batch.values() if read.image} - coming
         found = store.read(wanted) if store else {}
         group, images = _Group(found), dict[str, Opened]()
