@@ -300,12 +300,12 @@ def test_a_class_of_one_image_is_learned_and_not_measured():
 
 
 def test_an_estimate_has_the_draw_in_it():
-    """Nadeau and Bengio's variance of n images, each held out of n: v (1/n + 1/(n - 1))."""
+    """Nadeau and Bengio's variance of one image beside n that are learned: v (1/n + 1/n)."""
     labels = np.repeat([0, 1], 50)
     values = (np.arange(100) % 4 > 0).astype(float)
     found = estimate(values, labels)
     within = [values[labels == c].var(ddof=1) for c in (0, 1)]
-    expected = sum(v * (1 / 50 + 1 / 49) for v in within) ** 0.5 / 2
+    expected = sum(v * 2 / 50 for v in within) ** 0.5 / 2
     assert found.mean == pytest.approx(sum(values[labels == c].mean() for c in (0, 1)) / 2)
     assert found.error == pytest.approx(expected, rel=0.01)
     assert found.half == pytest.approx(1.98 * found.error, rel=0.01)

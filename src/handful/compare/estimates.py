@@ -33,10 +33,12 @@ class Estimate(NamedTuple):
 def estimate(values: NDArray[np.float64], labels: NDArray[np.int64]) -> Estimate:
     """Estimate the mean over classes of each one's mean, from values `[N]` of held-out images.
 
-    A class of n images adds `v (1/n + 1/(n - 1)) / C^2` to the squared error: the first is of the images, the
-    second of the draw that was learned (Nadeau and Bengio 2003, Inference for the Generalization Error, the
-    corrected resampled variance, for one image held out of n). v is the variance within the class, as if one
-    image more had that over all images: a few images that are all right leave a doubt.
+    A class of n images adds `v (1/n + 1/n) / C^2` to the squared error: the first is of the images that were
+    classified, the second of the draw that was learned (Nadeau and Bengio 2003, Inference for the
+    Generalization Error, the corrected resampled variance, of one image beside n that are learned). v is the
+    variance within the class, as if one image more had that over all images: a few images that are all right
+    leave a doubt. On four data sets 95 % intervals held the truth in 95 to 98 % of draws at 4, 8 and 16 shots
+    (`benchmarks/compare_advice.py`), and in 85 to 90 % without the second term.
     """
     sizes = np.bincount(labels)
     present = np.flatnonzero(sizes)
@@ -45,5 +47,5 @@ def estimate(values: NDArray[np.float64], labels: NDArray[np.int64]) -> Estimate
     squares = np.bincount(labels, np.square(values))[present] - n * means**2
     everywhere = (np.square(values - values.mean()).sum() + 0.25) / (len(values) + 1)
     variances = (squares + everywhere) / n
-    error = np.sqrt((variances * (1 / n + 1 / np.maximum(n - 1, 1))).sum()) / len(n)
+    error = np.sqrt((2 * variances / n).sum()) / len(n)
     return Estimate(float(means.mean()), float(error), len(values) - len(n) + 1)
