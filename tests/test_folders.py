@@ -56,6 +56,8 @@ PARTS = (
     ("cat/1 dog/1 train/1 holdout/1", "holdout, train", ""),
     ("cat/1 dog/1 test_images/1", "test_images", ""),
     ("cat/1 dog/1 validation/1", "validation", ""),
+    ("cat/1 dog/1 Test/1 Test/2", "Test", ""),
+    ("cat/1 dog/1 val/1", "val", ""),
     ("fold_1/a/1 fold_2/a/1", "fold_1, fold_2", "fold_1"),
     ("labeled/a/1 unlabeled/1", "labeled, unlabeled", "labeled"),
 )

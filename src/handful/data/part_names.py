@@ -38,6 +38,8 @@ FOLDS = {"fold", "folds", "split", "splits"}
 """Collections that are parts also where no part's word is: `fold 1`, `fold 2`."""
 NO_THING = {"validation", "evaluation", "eval", "holdout", "unlabeled", "unlabelled", "trainval"}
 """Words for a part that no picture shows: never a class, also alone beside ordinary names."""
+SELDOM = {"test", "tests", "testing", "tst", "val"}
+"""Words for a part that are a class seldom, and only of few (`test` and `control`)."""
 
 
 def words_of(name: str) -> list[str]:

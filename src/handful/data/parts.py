@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from handful.data.names import name_key
-from handful.data.part_names import COLLECTIONS, FOLDS, KIND_OF, NO_THING, OTHERS, is_plain, kind_of, words_of
+from handful.data.part_names import (
+    COLLECTIONS,
+    FOLDS,
+    KIND_OF,
+    NO_THING,
+    OTHERS,
+    SELDOM,
+    is_plain,
+    kind_of,
+    words_of,
+)
 from handful.errors import DataError
 
 TABLE = "If these are classes, list the images in a table with the columns path and label."
@@ -66,9 +76,10 @@ def find_parts(inside: Mapping[str, Inside]) -> list[str]:
        (`cat`, `dog`, `test/cat`, `test/dog`), or they are several and the folders beside it hold theirs
        directly (`train/cat`, `train/dog`, `more`);
     4. where the name can mean nothing else: `validation`, `unlabeled` (without `labeled`), or a collection
-       (`test_images`), unless folders beside it are collections of that word too (`bus_images`).
+       (`test_images`), unless folders beside it are collections of that word too (`bus_images`);
+    5. where the name seldom means anything else (`test`, `val`), and two other folders lie beside it or more.
 
-    Else they are classes: `train` beside `bus` and `car`.
+    Else they are classes: `train` beside `bus` and `car`, `test` beside `control`.
 
     Parameters
     ----------
@@ -125,7 +136,8 @@ def _is_no_thing(name: str, inside: Mapping[str, Inside]) -> bool:
     words = words_of(name)
     others = {word for other in inside if not kind_of(other) for word in words_of(other)}
     is_mark = "unlabeled" in kind_of(name) and others & {"labeled", "labelled", "mislabeled"}  # of the things
-    return bool(set(words) & NO_THING and not is_mark) or bool(set(words) & COLLECTIONS - others)
+    is_seldom = set(words) & SELDOM and sum(not kind_of(other) for other in inside) > 1
+    return bool((set(words) & NO_THING and not is_mark) or set(words) & COLLECTIONS - others or is_seldom)
 
 
 def check_layout(root: Path, inside: Mapping[str, Inside]) -> None:
