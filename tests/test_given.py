@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import io
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +95,19 @@ def test_several_images(shape: tuple[int, ...], count: int, make: Any, clf: hand
     assert len(clf.predict(make(several))) == count
 
 
+@pytest.mark.parametrize("picture", [PIXELS, GREY[..., None], PIXELS / 255])
+def test_nested_lists_are_what_their_array_is(picture: Any, clf: handful.FewShotClassifier):
+    expected = clf.predict_proba(picture)
+    np.testing.assert_allclose(clf.predict_proba(picture.tolist()), expected, atol=1e-5)
+    assert len(clf.predict([picture.tolist()] * 2)) == 2
+
+
+def test_an_error_does_not_repeat_a_whole_file(file: Path, clf: handful.FewShotClassifier):
+    with pytest.raises(handful.ParameterError) as caught:
+        clf.predict({"bytes": bytes(10_000), "path": None})
+    assert len(str(caught.value)) < 2000 and "expected a path, a PIL image" in str(caught.value)
+
+
 def test_features_stay_features(clf: handful.FewShotClassifier):
     features = np.random.default_rng(0).normal(size=(7, 16)).astype(np.float32)
     assert len(clf.predict(features)) == len(clf.predict(torch.from_numpy(features))) == 7
@@ -105,6 +120,12 @@ def test_features_stay_features(clf: handful.FewShotClassifier):
         (np.zeros((1, 1, 3, 9, 9), np.uint8), r"\[N, H, W, C\]"),
         (torch.zeros(5, 1, 16), "Features are floats"),
         (np.zeros(16), "Reshape your data"),
+        (np.zeros((32, 48, 2), np.uint8), r"\[H, W, C\] or \[C, H, W\] with 1, 3 or 4 channels"),
+        (np.zeros((32, 48, 5)), r"\[H, W, C\] or \[C, H, W\] with 1, 3 or 4 channels"),
+        (torch.zeros(32, 48, 2, dtype=torch.uint8), r"\[H, W, C\] or \[C, H, W\] with 1, 3 or 4 channels"),
+        (np.full((9, 9, 3), np.nan), "NaN or infinite"),
+        ([0.5] * 16, "Reshape your data"),
+        (array.array("f", [0.5] * 16), "Reshape your data"),
         (np.zeros((9, 9)), "one grey picture, give it in a list"),
         (np.zeros((9, 9), np.int32), "one grey picture, give it in a list|expected"),
         ((TENSOR.permute(2, 0, 1).float() / 255 - 0.5) / 0.25, "looks normalised"),
@@ -137,6 +158,13 @@ def file(two_classes: Path) -> Path:
     return two_classes / "lamp/0.png"
 
 
+def memory_map(data: bytes) -> mmap.mmap:
+    """Give a map that stands at its end; it can be wound back, and in Python 3.11 does not say so."""
+    found = mmap.mmap(-1, len(data))
+    found.write(data)
+    return found
+
+
 FORMS: dict[str, Callable[[bytes], Any]] = {
     "bytes": bytes,
     "bytearray": bytearray,
@@ -144,6 +172,8 @@ FORMS: dict[str, Callable[[bytes], Any]] = {
     "BytesIO": io.BytesIO,
     "array": lambda data: np.frombuffer(data, np.uint8),
     "tensor": lambda data: torch.frombuffer(bytearray(data), dtype=torch.uint8),
+    "array.array": lambda data: array.array("B", data),
+    "memory map": lambda data: memory_map(data),
 }
 
 

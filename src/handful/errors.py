@@ -89,10 +89,16 @@ class NotFitted(HandfulError, ValueError, AttributeError):
     """An estimator was asked for something that only `fit` can give."""
 
 
+LONGEST_VALUE = 1000
+"""Characters of a value that an error repeats."""
+
+
 def unexpected(argument: str, value: object, allowed: str, next_step: str = "") -> ParameterError:
     """Build the house's one sentence about a bad argument."""
     tail = f" {next_step}" if next_step else ""
-    return ParameterError(f"Got {argument}={value!r}, expected {allowed}.{tail}")
+    shown = repr(value)
+    shown = shown if len(shown) <= LONGEST_VALUE else f"{shown[:LONGEST_VALUE]}..."
+    return ParameterError(f"Got {argument}={shown}, expected {allowed}.{tail}")
 
 
 def check_number(argument: str, value: object, low: float, *, above: bool = False) -> float:

@@ -11,7 +11,8 @@ from handful.errors import DataError, unexpected
 from handful.types import ImageLike
 
 FEWEST_ROWS = 8
-"""Of a grey picture among several floating-point ones: fewer are taken for features in views."""
+"""Of a grey picture among several floating-point ones: fewer are taken for features in views. Of any picture
+among several, columns: fewer are taken for channels."""
 FORMS = "a path, a PIL image, an array, the bytes of a file, an open file, several of them, or an ImageSet"
 
 
@@ -55,5 +56,5 @@ def _holds_images(images: Any) -> bool:
     if images.ndim == 1:
         return getattr(images.dtype, "kind", "") in ("O", "U", "S", "T")
     if images.ndim == 3:
-        return not floating or images.shape[1] >= FEWEST_ROWS
+        return images.shape[2] >= FEWEST_ROWS and (not floating or images.shape[1] >= FEWEST_ROWS)
     return images.ndim == 4 and (images.shape[-1] in (1, 3, 4) or images.shape[1] in (1, 3, 4))

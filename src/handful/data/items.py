@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from typing import Any, TypeGuard
 
 from PIL import Image
@@ -31,6 +32,8 @@ def is_encoded_file(item: object) -> bool:
     """Whether an image is given as the bytes of its file, or as an open file."""
     if isinstance(item, bytes | bytearray | memoryview) or callable(getattr(item, "read", None)):
         return True
+    if isinstance(item, array):
+        return item.typecode == "B"
     return is_array(item) and item.ndim == 1 and str(item.dtype).endswith("uint8")  # type: ignore[attr-defined]
 
 
@@ -83,7 +86,8 @@ def encoded_bytes(item: Any) -> bytes:
 
 def _read_open(file: Any) -> Any:
     """Read an open file from its start, and wind it back to where it stood, if it can be wound."""
-    if not (callable(getattr(file, "seekable", None)) and file.seekable()):
+    seekable = getattr(file, "seekable", None)  # a memory map of Python 3.11 has none, and can be wound
+    if not (seekable() if callable(seekable) else hasattr(file, "seek") and hasattr(file, "tell")):
         return file.read(MAX_BYTES + 1)
     place = file.tell()
     file.seek(0)

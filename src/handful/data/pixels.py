@@ -197,7 +197,7 @@ def from_array(item: Any) -> tuple[Image.Image, bool]:
         raise DataError(f"Got an image array of shape {array.shape}, expected at least one pixel.")
     array = array.transpose(1, 2, 0) if layout == "CHW" else array
     array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    if array.dtype.kind == "f" and array.ndim == 3 and np.nanmin(array) < -0.5:
+    if array.dtype.kind == "f" and array.ndim == 3 and np.fmin.reduce(array, axis=None) < -0.5:
         raise DataError(
             f"Got an image array of colours from {np.nanmin(array):.3g} to {np.nanmax(array):.3g}, expected "
             "none below 0: it looks normalised. Give the image before that, as bytes or floats from 0 to 1."

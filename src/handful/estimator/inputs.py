@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -167,8 +168,15 @@ def plain(images: Any) -> Any:
     """
     if hasattr(images, "tocsr"):
         raise DataError("Got a sparse matrix, expected features as an array [N, E]: images.toarray().")
+    if isinstance(images, array) or _is_vector(images):
+        images = np.asarray(images)
     if isinstance(images, list | tuple) and images and all(map(_is_vector, images)):
         return np.array(images, dtype=np.float64) if len(set(map(len, images))) == 1 else images
+    if isinstance(images, list | tuple) and images and all(map(_is_table, images)):
+        try:
+            return np.array(images)  # one picture in colour, or several grey ones: its layout says which
+        except ValueError:  # pictures of several sizes
+            return images
     known = isinstance(images, np.ndarray | Tensor) or hasattr(images, "getexif")
     images = np.asarray(images) if hasattr(images, "__array__") and not known else images
     numbers = isinstance(images, np.ndarray) and images.dtype.kind in "fiuc"
@@ -193,6 +201,11 @@ def plain(images: Any) -> Any:
 def _is_vector(item: object) -> bool:
     """Whether an item is a list of numbers."""
     return isinstance(item, list | tuple) and len(item) > 0 and all(isinstance(one, Real) for one in item)
+
+
+def _is_table(item: object) -> bool:
+    """Whether an item is a list of lists of numbers."""
+    return isinstance(item, list | tuple) and len(item) > 0 and all(map(_is_vector, item))
 
 
 def is_encoded(images: object) -> bool:
