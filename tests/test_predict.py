@@ -178,7 +178,8 @@ def test_another_classifier_or_question_is_refused(
     out = tmp_path / "found.csv"
     run("--out", out)
     before = out.read_bytes()
-    for words, what in [(("--top", 2), "another --top"), (("--unknown", "0.5"), "another --unknown")]:
+    for words, what in [(("--top", 2), "another --top"), (("--unknown", "0.5"), "another --unknown"),
+                        (("--megapixels", 200), "another --megapixels")]:  # fmt: skip
         code, _, err = run("--out", out, "--resume", *words)
         assert (code, what in err, out.read_bytes()) == (1, True, before)
     clf = handful.load(model)

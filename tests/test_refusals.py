@@ -41,6 +41,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--templates", '{"lamp": ["a lamp"]}'], "without prompts for the classes ['red panda']"),
         (["--templates", "a {}", "--method", "coop"], "none for coop, which reads no templates"),
         (["--templates", "a {}", "--method", "logistic-probe"], "none for logistic-probe"),
+        (["--templates", "a {}", "-p", "templates=the {}"], "one of --templates and -p templates="),
     ],
 )  # fmt: skip
 def test_from_the_command_line(

@@ -75,15 +75,20 @@ def escape_what_has_no_code() -> None:
             stream.reconfigure(errors="handful.escape")
 
 
-def echo(text: str) -> None:
+def echo(text: str, end: str = "\n") -> None:
     """Write a line to stdout, at once: it is not lost if the next step fails."""
-    print(text, flush=True)
+    print(text, end=end, flush=True)
+
+
+def as_json_text(value: object) -> str:
+    """Write a value as JSON for stdout: in UTF-8, and in ASCII where stdout has another encoding."""
+    encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+    return json.dumps(value, ensure_ascii=encoding != "utf-8")
 
 
 def echo_json(value: object) -> None:
-    """Write a value as JSON to stdout: in UTF-8, and in ASCII where stdout has another encoding."""
-    encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
-    echo(json.dumps(value, ensure_ascii=encoding != "utf-8"))
+    """Write a value as JSON to stdout."""
+    echo(as_json_text(value))
 
 
 def say(text: str) -> None:

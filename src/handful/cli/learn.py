@@ -96,7 +96,7 @@ def fit(
     cls = find_class(method)
     parameters = _parameters(cls, method, param or [])
     if templates is not None:
-        parameters |= _templates(cls, method, templates)
+        parameters |= _templates(cls, method, templates, parameters)
     if calibrate is not None:
         check_rate("--calibrate", calibrate)
     _check_free(out)
@@ -273,11 +273,15 @@ def _load_backbone(backbone: str, weights: Path | None) -> Backbone:
     return load_backbone(backbone, weights=weights)
 
 
-def _templates(cls: type[FewShotClassifier], method: str, templates: str) -> dict[str, Any]:
+def _templates(
+    cls: type[FewShotClassifier], method: str, templates: str, given: dict[str, Any]
+) -> dict[str, Any]:
     """Give the parameter that holds the templates, where the method has one."""
     from handful.errors import unexpected
     from handful.methods import read_value
 
+    if cls.text_parameter in given:
+        raise unexpected("--templates", templates, f"one of --templates and -p {cls.text_parameter}=")
     if cls.text_parameter not in cls._get_param_names():
         raise unexpected("--templates", templates, f"none for {method}, which reads no templates")
     found = read_value(templates)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -16,7 +15,10 @@ from handful.cli.common import (
     OwnBackbone,
     OwnMethod,
     Weights,
+    as_json_text,
     check_file,
+    echo,
+    echo_json,
     load_classifier,
     say,
 )
@@ -123,7 +125,7 @@ class Sink:
     def answer(self, row: Row) -> None:
         """Take an answer."""
         shown = ", ".join(f"{a['class']} {100 * a['probability']:.1f} %" for a in row["predictions"])
-        typer.echo(f"{row['image']}: {'unknown, nearest ' if row.get('unknown') else ''}{shown}")
+        echo(f"{row['image']}: {'unknown, nearest ' if row.get('unknown') else ''}{shown}")
 
     def refuse(self, line: str) -> None:
         """Take an image that can't be read."""
@@ -138,16 +140,16 @@ class _Json(Sink):
 
     def __enter__(self) -> Self:
         self._bad: list[str] = []
-        typer.echo('{"results": [', nl=False)
+        echo('{"results": [', end="")
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         stopped = ', "interrupted": true' if error else ""
-        typer.echo(f'], "errors": {json.dumps(self._bad, ensure_ascii=False)}{stopped}}}')
+        echo(f'], "errors": {as_json_text(self._bad)}{stopped}}}')
 
     def answer(self, row: Row) -> None:
         comma = ", " if self.count - self.errors > 1 else ""
-        typer.echo(comma + json.dumps(row, ensure_ascii=False), nl=False)
+        echo(comma + as_json_text(row), end="")
 
     def refuse(self, line: str) -> None:
         self._bad.append(line)
@@ -192,18 +194,20 @@ class _File(Sink):
             say(
                 f"and {self._named - SHOWN} more images that can't be read: {self._file.path} has the reasons"
             )
-        facts = {"out": str(self._file.path), "images": self.count, "errors": self.errors}
-        text = f"{self._file.path}: {self.count} images" + (
-            f", {self.errors} can't be read" * bool(self.errors)
-        )
-        typer.echo(json.dumps(facts, ensure_ascii=False) if self._as_json else text)
+        if self._as_json:
+            echo_json({"out": str(self._file.path), "images": self.count, "errors": self.errors})
+            return
+        bad = f", {self.errors} can't be read" * bool(self.errors)
+        echo(f"{self._file.path}: {self.count} images{bad}")
 
 
 def _open(out: Path, resume: bool, clf: FewShotClassifier, top: int, unknown: Any) -> AnswerFile:
     """Open the file of answers, and say what is there already."""
     from handful.answers import AnswerFile, identity
+    from handful.data.limits import most_pixels
 
-    asked = {"classifier": identity(clf), "--top": top, "--unknown": unknown}
+    most = most_pixels() / 1e6
+    asked = {"classifier": identity(clf), "--top": top, "--unknown": unknown, "--megapixels": most}
     file = AnswerFile(out, asked, top, unknown is not None, resume)
     if file.replaces:
         say(f"note: {out} holds the answers of an earlier run, which are replaced")

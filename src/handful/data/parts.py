@@ -16,6 +16,7 @@ from handful.data.part_names import (
     SELDOM,
     is_plain,
     kind_of,
+    kinds_in,
     words_of,
 )
 from handful.errors import DataError
@@ -109,7 +110,7 @@ def _pairs(names: Iterable[str]) -> list[str]:
     kinds: dict[tuple[str, ...], dict[str, str]] = {}
     for name in names:
         words = words_of(name)
-        own = [KIND_OF[word] for word in words if word in KIND_OF]
+        own = kinds_in(name)
         if len(own) == 1:
             rest = tuple(word for word in words if word not in KIND_OF and not word.isdigit())
             kinds.setdefault(rest, {})[name] = own[0]
@@ -167,7 +168,7 @@ def check_layout(root: Path, inside: Mapping[str, Inside]) -> None:
 
 def _take(root: Path, inside: Mapping[str, Inside], parts: Sequence[str]) -> str:
     """Say how to take one of some parts."""
-    first = min(parts, key=lambda name: (not inside[name].nested, kind_of(name) != "train", name))
+    first = min(parts, key=lambda name: (not inside[name].nested, "train" not in kinds_in(name), name))
     if classes := sorted(set(inside) - set(parts)):
         beside = f"Move {_listed(parts)} out of {root}, where {_listed(classes)} lie too"
         alone = f"; or give one alone, as `handful fit {_quoted(root / first)}`"
