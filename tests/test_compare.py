@@ -261,7 +261,8 @@ def test_compare_ranks_by_the_mean_over_classes():
     assert large.balanced_accuracy == pytest.approx(1 / 3)
     assert good.accuracy < large.accuracy
     assert (found.smallest, found.largest, found.folds) == (3, 100, 16)
-    assert found.notes[-1] == "Classes have 3 to 100 images: each class counts alike, not each image."
+    assert "Classes have 3 to 100 images: each class counts alike, not each image." in found.notes
+    assert found.notes[-1].startswith("Few images of 'b' (3), 'c' (3): ")
 
 
 class FreeOfNames(Right):
@@ -312,6 +313,12 @@ def test_an_estimate_has_the_draw_in_it():
     sure = estimate(np.ones(8), np.repeat([0, 1], 4))
     assert 0.05 < sure.half < 0.2  # eight of eight are not all there will ever be
     assert estimate(np.zeros(8), np.repeat([0, 1], 4)).positive == 0.5
+
+
+def test_a_large_class_does_not_hide_the_doubt_of_small_ones():
+    """Three of three right say of 100 : 3 : 3 images what they say of 3 : 3 : 3."""
+    small = estimate(np.ones(9), np.repeat([0, 1, 2], 3))
+    assert estimate(np.ones(106), np.repeat([0, 1, 2], [100, 3, 3])).half > 0.9 * small.half
 
 
 def test_an_evaluation_is_beside_zero_shot(data: Dataset, mini: handful.Backbone, tmp_path: Path):

@@ -93,6 +93,7 @@ def test_a_folder_of_no_class_may_be_nested_and_hold_leftovers(
     words = ["evaluate", calibrated, few_digits / "test", "--unknown-folder", two_classes]
     code, text, err = call(*words)
     assert code == 0 and "images of no class, 7 of 7 files used" in err
+    assert "2 hidden or left behind by systems and archives, passed over: .DS_Store, Thumbs.db" in err
     assert "of 7 images of no class 100.00 %" in text and "stated 10.00 %" in text
     (two_classes / "bad.png").write_text("no image")
     code, text, err = call(*words)

@@ -172,6 +172,16 @@ def _report(data: Path, images: ImageSet) -> ImageSet:
     return images
 
 
+def list_files(paths: Iterable[Path]) -> list[Path]:
+    """List files, and the images in folders; say what is passed over there."""
+    from handful.data.folders import list_images
+
+    files, passed = list_images(paths)
+    for line in str(passed).splitlines():
+        say(line)
+    return files
+
+
 def load_classifier(
     model: Path, method: str | None, backbone: str | None, weights: Path | None
 ) -> FewShotClassifier:

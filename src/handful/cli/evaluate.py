@@ -19,6 +19,7 @@ from handful.cli.common import (
     console,
     echo,
     echo_json,
+    list_files,
     load_classifier,
     say,
     use_images,
@@ -131,10 +132,9 @@ def _print(found: Evaluation, as_json: bool, per_class: bool) -> None:
 def unlabelled(folder: Path) -> ImageSet:
     """List the images of a folder without classes, at any depth; it passes over what `predict` does."""
     from handful.data import ImageSet, Report
-    from handful.data.folders import list_images
     from handful.errors import unexpected
 
     if not folder.is_dir():
         raise unexpected("--unknown-folder", str(folder), "a folder of images that are of no class")
-    files, _ = list_images([folder])
+    files = list_files([folder])
     return ImageSet(tuple(files), [0] * len(files), ("no class",), Report(len(files), len(files)))  # type: ignore[arg-type]

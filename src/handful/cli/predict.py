@@ -19,6 +19,7 @@ from handful.cli.common import (
     check_file,
     echo,
     echo_json,
+    list_files,
     load_classifier,
     say,
 )
@@ -217,10 +218,5 @@ def _open(out: Path, resume: bool, clf: FewShotClassifier, top: int, unknown: An
 
 
 def _files(paths: list[Path]) -> list[str]:
-    """Give the files, and the images in the folders; say what is passed over there."""
-    from handful.data.folders import list_images
-
-    files, passed = list_images(paths)
-    for line in str(passed).splitlines():
-        say(line)
-    return [str(file) for file in files]  # a path takes several times the memory of its text
+    """Give the files, and the images in the folders."""
+    return [str(file) for file in list_files(paths)]  # a path takes several times the memory of its text

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handful.compare.estimates import estimate
-from handful.estimator.noting import NamesTest
+from handful.estimator.noting import UNEQUAL, NamesTest, few_notes
 
 ZERO_SHOT = "zero-shot"
 SURE = 0.9
@@ -181,10 +181,11 @@ def notes_on(sizes: NDArray[np.int64], classes: Sequence[str], names: NamesTest)
             f"One image of {_listed([classes[row] for row in alone[:5]])}"
             f"{' and others' if alone[5:] else ''}: learned, and not measured."
         )
-    if sizes.max() > 2 * sizes.min():
+    if sizes.max() >= UNEQUAL * sizes.min():
         found.append(
             f"Classes have {sizes.min()} to {sizes.max()} images: each class counts alike, not each image."
         )
+    found += few_notes(classes, sizes.tolist())
     return tuple(found)
 
 

@@ -201,7 +201,9 @@ def list_images(paths: Iterable[Path]) -> tuple[list[Path], Found]:
         rest.leftovers += found.leftovers
     if not files:
         shown = ", ".join(map(str, given)) or "nothing"
-        raise DataError(f"Got {shown}, where no image is, expected files or folders that hold some. {rest}")
+        raise DataError(
+            f"Got {shown}, where no image is, expected files or folders that hold some. {rest}".rstrip()
+        )
     return files, rest
 
 

@@ -167,7 +167,7 @@ def support_notes(method: Method, task: Task, text_given: bool) -> tuple[str, ..
 
 def counts_notes(method: Method, names: Sequence[str], counts: Sequence[int]) -> tuple[str, ...]:
     """Say where a class has few images, and where classes are unequal."""
-    notes, least, most = [], min(counts), max(counts)
+    notes, most = list[str](), max(counts)
     some = min(count for count in counts if count)
     if most >= UNEQUAL * some:
         what = f"Classes have {some} to {most} images"
@@ -177,15 +177,21 @@ def counts_notes(method: Method, names: Sequence[str], counts: Sequence[int]) ->
             notes.append(f"{what}, and count alike: see the parameter balance.")
         else:
             notes.append(f"{what}, and large classes count more: balance=False was asked for.")
-    if least < FEW:
-        few = [f"{name!r} ({count})" for name, count in zip(names, counts, strict=True) if count < FEW]
-        who = f"of {', '.join(few[:5])}" + (f" and {len(few) - 5} more classes" if len(few) > 5 else "")
-        notes.append(
-            f"Few images {f'({least} of every class)' if least == most else who}: with fewer than {FEW}, how "
-            "well a class is recognised depends on which images these are. Add some, or measure it on "
-            "others: handful evaluate."
-        )
+    notes += few_notes(names, counts)
     return tuple(notes)
+
+
+def few_notes(names: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """Say where a class has few images."""
+    few = [f"{name!r} ({count})" for name, count in zip(names, counts, strict=True) if count < FEW]
+    if not few:
+        return []
+    least, more = min(counts), f" and {len(few) - 5} more classes" if len(few) > 5 else ""
+    who = f"({least} of every class)" if least == max(counts) else f"of {', '.join(few[:5])}{more}"
+    return [
+        f"Few images {who}: with fewer than {FEW}, how well a class is recognised depends on which images "
+        "these are. Add some, or measure it on others: handful evaluate."
+    ]
 
 
 def names_notes(method: Method, task: Task, text_given: bool) -> tuple[str, ...]:
