@@ -79,6 +79,7 @@ def test_two_names_of_one_class_are_refused(pair: tuple[str, str]):
     ("name", "shown"),
     [
         ("a\0b", r"a\x00b"), ("\x1b[31mred", r"\x1b[31mred"), ("del\x7f", r"del\x7f"), ("c1\x9b", r"c1\x9b"),
+        ("a\nb", r"a\nb"), ("a\x85b", r"a\x85b"),
         ("\ud800", r"\ud800"), ("caf\udce9", r"caf\udce9"), ("caf\ufffd", "caf\ufffd"),
     ],
 )  # fmt: skip

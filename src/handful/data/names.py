@@ -70,7 +70,8 @@ def _spaced(name: str) -> str:
 def _check_name(name: str, word: str, place: int) -> None:
     """Refuse one name, shown as it is written on disk, with what can't be seen escaped."""
     shown = repr(name if len(name) <= 60 else name[:60] + "...")
-    if any(unicodedata.category(letter) in ("Cc", "Cs") or letter == UNDECODABLE for letter in word):
+    written = readable_name(name).strip() + word  # a line break inside is no space
+    if any(unicodedata.category(letter) in ("Cc", "Cs") or letter == UNDECODABLE for letter in written):
         raise DataError(
             f"Got the class name {shown}, which holds a control character or bytes that are no text (UTF-8). "
             "Rename its folder, or mend its label."
