@@ -40,7 +40,7 @@ def estimate(values: NDArray[np.float64], labels: NDArray[np.int64]) -> Estimate
     v is the variance within the class, as if one image more had that over all images. In it a class counts
     as it does in the error, and two images more are right and two are wrong (Agresti and Coull 1998): a few
     that are all right leave a doubt, however many a large class has. On four data sets 95 % intervals held
-    the truth in 95 to 98 % of draws at 4, 8 and 16 shots (`docs/log.md`), and in 85 to 90 % without the
+    the truth in 91 to 98 % of draws at 4, 8 and 16 shots (`docs/log.md`), and in 85 to 90 % without the
     second term.
     """
     sizes = np.bincount(labels)
