@@ -13,7 +13,7 @@ from toys import NAMES, toy
 
 import handful
 from handful.cli.digits import NAMES as DIGITS
-from handful.estimator.noting import check_names_say_something, look_like_codes, names_p_value
+from handful.estimator.noting import check_names_say_something, look_like_codes
 
 WNIDS = [f"n0{1440764 + 2799 * row}" for row in range(10)]
 WORDS = ["wug", "blick", "dax", "zorb", "quim", "flep", "trop", "mub", "snid", "gorp"]
@@ -139,9 +139,9 @@ def clusters(classes: int, shots: int, right: list[int]) -> tuple[torch.Tensor, 
 
 def test_images_of_a_class_are_right_together():
     """Two classes of ten by luck are 200 of 1,000 images, which a test of images alone would believe."""
-    assert names_p_value(*clusters(10, 100, [3, 8])) > 0.1
-    assert names_p_value(*clusters(10, 100, list(range(8)))) <= 0.01
-    assert names_p_value(*clusters(3, 100, [0, 1, 2])) < 0.001
+    assert check_names_say_something(*clusters(10, 100, [3, 8])).p_value > 0.1
+    assert check_names_say_something(*clusters(10, 100, list(range(8)))).p_value <= 0.01
+    assert check_names_say_something(*clusters(3, 100, [0, 1, 2])).p_value < 0.001
 
 
 def test_few_images_can_say_neither():

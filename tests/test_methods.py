@@ -275,3 +275,6 @@ def test_folds_hold_out_every_image_once_and_leave_every_class():
         assert not set(fit) & set(out)
         seen += out.tolist()
     assert sorted(seen) == list(range(9))
+    for fit, out in folds(np.array([0, 1, 1, 1]), 3):  # an image that is alone is never held out
+        assert 0 in fit
+        assert len(out) == 1

@@ -123,11 +123,12 @@ def folds(labels: NDArray[Any], count: int) -> Iterator[tuple[NDArray[Any], NDAr
     """Split a support set into `count` folds that each hold every class's share of images.
 
     The i-th image of a class goes to fold i modulo `count`, so a draw decides the folds. Gives rows
-    to fit on and rows held out. Every class keeps an image to fit on if it has at least two.
+    to fit on and rows held out. Every class keeps an image to fit on: one that is alone is never held out.
     """
-    order = shot_numbers(torch.as_tensor(labels)).numpy()
+    marks = torch.as_tensor(labels)
+    order, alone = shot_numbers(marks).numpy(), (torch.bincount(marks)[marks] == 1).numpy()
     for fold in range(count):
-        held_out = order % count == fold
+        held_out = (order % count == fold) & ~alone
         if held_out.any() and not held_out.all():
             yield np.flatnonzero(~held_out), np.flatnonzero(held_out)
 

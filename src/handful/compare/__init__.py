@@ -9,7 +9,7 @@ on images that were kept apart.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -96,8 +96,8 @@ def compare(
         order = np.random.default_rng([seed, repeat]).permutation(len(images))
         for name, trial in trials.items():
             progress(f"repeat {repeat + 1} of {repeats}: {name}")
-            for held in _held_out(labels[order], count):
-                trial.run(repeat, images, order[~held], order[held])
+            for kept, held in folds(labels[order], count):
+                trial.run(repeat, images, order[kept], order[held])
     measured = np.flatnonzero(sizes[labels] > 1)
     right = {name: (trial.predicted == labels)[:, measured].mean(0) for name, trial in trials.items()}
     ranks = rank(
@@ -114,15 +114,6 @@ def compare(
         ranks, best.method, advise(best, ranks), notes_on(sizes, images.class_names, names), len(images),
         len(sizes), int(sizes.min()), int(sizes.max()), repeats, count,
     )  # fmt: skip
-
-
-def _held_out(labels: NDArray[np.int64], count: int) -> Iterator[NDArray[np.bool_]]:
-    """Mark the images of each fold `[N]`; one that is alone in its class is always learned."""
-    alone = np.bincount(labels)[labels] == 1
-    for _, out in folds(labels, count):
-        held = np.isin(np.arange(len(labels)), out) & ~alone
-        if held.any():
-            yield held
 
 
 @dataclass

@@ -161,18 +161,11 @@ def class_means(features: Tensor, rows: Tensor) -> Tensor:
 
 
 def _held_out(rows: NDArray[np.int64], refit: Refit, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Classify each fold by a fit of the others: logits, rows, and how familiar the images are.
-
-    An image that is alone in its class always stays among the others.
-    """
-    alone = np.bincount(rows)[rows] == 1
-    for kept, held in folds(rows, count):
-        out = held[~alone[held]]
-        if len(out):
-            kept = np.union1d(kept, held[alone[held]])
-            logits, learned, other = refit(kept, out)
-            means = class_means(learned, torch.from_numpy(rows[kept]))
-            yield logits, torch.from_numpy(rows[out]), (other @ means.T).max(1).values
+    """Classify each fold by a fit of the others: logits, rows, and how familiar the images are."""
+    for kept, out in folds(rows, count):
+        logits, learned, other = refit(kept, out)
+        means = class_means(learned, torch.from_numpy(rows[kept]))
+        yield logits, torch.from_numpy(rows[out]), (other @ means.T).max(1).values
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, balance: bool = False) -> float:

@@ -61,8 +61,9 @@ class NamesTest:
         return self.poor < POOR and not self.p_value < LEVEL
 
 
-def names_p_value(features: Tensor, class_weights: Tensor, labels: Tensor) -> float:
-    """Give the p-value of the names saying nothing: below 0.01 they say something of these images.
+@torch.no_grad()
+def check_names_say_something(features: Tensor, class_weights: Tensor, labels: Tensor) -> NamesTest:
+    """Test the names on a support set, at most 16 images of each class: a p-value below 0.01 is that they do.
 
     Zero-shot's accuracy on the support set, the mean over classes, against `1 / C`: a binomial test whose
     number of images is `C^2 / sum_c 1 / n_c`, what equal classes of as certain a mean would have. From 8
@@ -78,12 +79,6 @@ def names_p_value(features: Tensor, class_weights: Tensor, labels: Tensor) -> fl
     labels
         `[N]` int64.
     """
-    return check_names_say_something(features, class_weights, labels).p_value
-
-
-@torch.no_grad()
-def check_names_say_something(features: Tensor, class_weights: Tensor, labels: Tensor) -> NamesTest:
-    """Test the names on a support set, at most 16 images of each class; see `names_p_value`."""
     classes = len(class_weights)
     index = by_class(labels, classes)[:, : max(min(MOST_A_CLASS, MOST // classes), 1)]
     rows = index[index >= 0]
