@@ -7,7 +7,6 @@ import io
 import os
 import re
 import signal
-import socket
 import threading
 import time
 from importlib.resources import files
@@ -19,6 +18,7 @@ import pytest
 from conftest import HOST
 from fastapi.testclient import TestClient
 from PIL import Image
+from ports import free_port
 
 import handful
 from handful.serve import Limits, create_app, load_models
@@ -209,8 +209,7 @@ def test_the_page_comes_in_files_under_a_strict_policy(client: TestClient):
 def test_the_command_serves_until_it_is_interrupted(served, held_out: handful.ImageSet, tmp_path: Path, call):
     served["probe"].save(tmp_path / "digits")
     image = Path(held_out.items[0])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     answers = []
 
     def visit() -> None:

@@ -36,6 +36,7 @@ from handful.heads import (
     TextHead,
     check_rows,
     expect,
+    flag,
     number,
     support_shapes,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "descend",
     "expect",
     "first_shots",
+    "flag",
     "folds",
     "join",
     "number",

@@ -170,11 +170,12 @@ class TextHead(CosineHead):
 
 @dataclass(frozen=True)
 class LinearHead(Head):
-    """`f @ W.T + b` on raw features: a linear probe."""
+    """`f @ W.T + b` on raw features, or, `unit`, on features of unit norm: whatever is linear in an image."""
 
     kind: ClassVar[str] = "linear"
     weight: Tensor
     bias: Tensor
+    unit: bool = False
 
     @property
     def width(self) -> int:
@@ -182,19 +183,23 @@ class LinearHead(Head):
         return self.weight.shape[1]
 
     def read(self, x: Tensor) -> Tensor:
-        """Affine in the raw features."""
-        return x @ self.weight.T + self.bias
+        """Affine in the features."""
+        return (self.image_features(x) if self.unit else x) @ self.weight.T + self.bias
 
     def tensors(self) -> dict[str, Tensor]:
         """`weight [C, E]` and `bias [C]`."""
         return {"weight": self.weight, "bias": self.bias}
+
+    def settings(self) -> dict[str, Any]:
+        """`unit`, if it reads features of unit norm."""
+        return {"unit": True} if self.unit else {}
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], context: HeadContext) -> Self:
         """Check and build."""
         classes = len(context.class_names)
         expect(tensors, {"weight": (classes, "E"), "bias": (classes,)})
-        return cls(tensors["weight"], tensors["bias"])
+        return cls(tensors["weight"], tensors["bias"], flag(settings, "unit"))
 
 
 def without_class_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -274,6 +279,14 @@ def number(settings: dict[str, Any], name: str) -> float:
         raise CheckpointError(f"In the head's settings: {error}") from error
     if found > LARGEST:
         raise CheckpointError(f"In the head's settings: got {name}={found:g}, expected at most {LARGEST:g}.")
+    return found
+
+
+def flag(settings: dict[str, Any], name: str) -> bool:
+    """Give a yes or no of a head's settings; no where there is none."""
+    found = settings.get(name, False)
+    if not isinstance(found, bool):
+        raise CheckpointError(f"Got {name}={found!r} in the head's settings, expected true or false.")
     return found
 
 

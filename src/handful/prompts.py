@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,25 @@ from handful.types import Templates
 POSITIONS = ("end", "middle", "front")
 PLACEHOLDER = "X"
 """A word of one token; its embedding is overwritten."""
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Raw text features of every prompt of some classes: `values [T, E]`, and the class of each, `[T]`."""
+
+    values: Tensor
+    classes: Tensor
+
+    def means(self) -> Tensor:
+        """The mean of each class's raw features, `[C, E]`: what TaskRes, CLAP and SS-Text start from."""
+        counts = torch.bincount(self.classes).tolist()
+        return torch.stack([own.mean(0) for own in self.values.split(counts)])
+
+    def class_weights(self) -> Tensor:
+        """The mean of each class's normalised features, normalised again: `[C, E]`."""
+        counts = torch.bincount(self.classes).tolist()
+        own = F.normalize(self.values, dim=-1).split(counts)
+        return F.normalize(torch.stack([of_class.mean(0) for of_class in own]), dim=-1)
 
 
 def class_weights(backbone: Backbone, names: Sequence[str], templates: Templates) -> Tensor:
@@ -37,13 +57,18 @@ def class_weights(backbone: Backbone, names: Sequence[str], templates: Templates
         `"imagenet7"`, `"imagenet80"`), prompts by class (`{"cat": ["A cat is ..."]}`), or a file of these:
         see `handful.data.templates.resolve_templates`.
     """
+    return text_features(backbone, names, templates).class_weights()
+
+
+def text_features(backbone: Backbone, names: Sequence[str], templates: Templates) -> TextFeatures:
+    """Encode every prompt of some classes, raw; see `class_weights`."""
     words = check_names(names, normalise=False)
     prompts = prompts_of(words, resolve_templates(templates))
     tokens = backbone.tokenize([text for own in prompts for text in own])
+    counts = torch.tensor([len(texts) for texts in prompts])
     with torch.no_grad():
         features = text_pass(backbone, tokens, torch.full_like(tokens, -1))()
-    own = F.normalize(features, dim=-1).split([len(texts) for texts in prompts])
-    return F.normalize(torch.stack([of_class.mean(0) for of_class in own]), dim=-1)
+    return TextFeatures(features, torch.arange(len(prompts)).repeat_interleave(counts))
 
 
 def template_tokens(backbone: Backbone, names: Sequence[str], template: Templates) -> tuple[Tensor, Tensor]:

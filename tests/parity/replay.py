@@ -10,21 +10,23 @@ key is off, or if a key of a delivered method went uncompared.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ring2_caches
+import ring2_closed_form
+import ring2_heads
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from golden import TOLERANCE, Compare, Found, Golden, gradient
 from torch import Tensor, nn
 
 import handful
-from handful.estimator import Task, Validation
+from handful.estimator import Validation
 from handful.meta_training import Published
 from handful.methods.features.clip_adapter.network import Adapted, Adapter
 from handful.methods.features.tip_adapter import searched
@@ -34,66 +36,13 @@ from handful.refiner import Refiner
 from handful.schedule import Schedule, tip_schedule
 from handful.train import train
 
-TOLERANCE = 1e-4
 DELIVERED = (
     "image_features", "text_features", "zero_shot.", "ensemble.", "tip.", "tip_f.", "clip_adapter.", "meta.",
     "coop.", "cocoop.", "mma.",
+    *ring2_closed_form.DELIVERED, *ring2_heads.DELIVERED, *ring2_caches.DELIVERED,
 )  # fmt: skip
 INPUTS = ("images", "labels", "class_weights", "support", "val", "test", "support_labels", "val_labels",
           "test_labels", "tip.alpha_beta")  # fmt: skip
-
-Found = Iterator[tuple[str, Tensor]]
-
-
-class Golden:
-    """A golden folder: tensors by key, and `meta.json`."""
-
-    def __init__(self, folder: Path, plain: bool = False) -> None:
-        self.folder = folder
-        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-        self.backbone = handful.load_backbone(
-            folder / "clip.json", weights=folder / "clip.safetensors", device="cpu"
-        )
-        if plain:  # a tower that is not known to be causal takes the plain pass
-            self.backbone.text = replace(self.backbone.text, causal=False)
-        self.tensors: dict[str, Tensor] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            if file.name != "clip.safetensors":
-                self.tensors |= load_file(file)
-
-    def error(self, key: str, ours: Tensor) -> float:
-        """Difference to the golden value of a key, as its tolerance is meant.
-
-        Largest absolute for logits, features and losses; relative for gradients, and for trained
-        tensors relative to their change; `tip.search` has its own rule.
-        """
-        theirs = self.tensors[key]
-        if key == "tip.search":  # accuracy in %: ours must reach the published grid's
-            return max(0.0, float(theirs[2]) - float(ours))
-        if theirs.shape != ours.shape:
-            return float("inf")
-        away = ours.double() - theirs.double()
-        if ".grad" in key:
-            return float(away.norm() / theirs.double().norm())
-        if "trained" in key:
-            start = self.start(key)
-            return float(away.norm() / (theirs.double() - start.double()).norm())
-        return float(away.abs().max())
-
-    def start(self, key: str) -> Tensor:
-        """Where the tensor of a trained key started."""
-        if key == "tip_f.keys_trained":
-            return self.tensors["support"]
-        if key.startswith("clip_adapter"):
-            return self.tensors[key.replace(".trained.", ".")]
-        return self.tensors[key.replace(".ctx_trained", ".ctx").replace(".trained.", ".param.")]
-
-    def task(self) -> Task:
-        """All images and names, for the methods that train on them."""
-        meta, tensors = self.meta, self.tensors
-        features = handful.Features.from_array(tensors["image_features"], self.backbone.fingerprint)
-        names = tuple(name.replace("_", " ") for name in meta["class_names"])
-        return Task(features, tensors["labels"], names, None, self.backbone.scale, self.backbone)
 
 
 def backbone_features(golden: Golden) -> Found:
@@ -137,12 +86,6 @@ def tip_classifier(golden: Golden) -> Any:
         golden.tensors["support_labels"].numpy(),
         class_weights=golden.tensors["class_weights"],
     )
-
-
-def gradient(parameter: nn.Parameter) -> Tensor:
-    """Give what `backward` left."""
-    assert parameter.grad is not None
-    return parameter.grad
 
 
 def feature_batches(golden: Golden) -> list[tuple[Tensor, Tensor]]:
@@ -301,8 +244,9 @@ def our_name(name: str) -> str:
     return f"{rest[0]}.{side}.{block}.{rest[-1]}"
 
 
-COMPARISONS: tuple[Callable[[Golden], Found], ...] = (
-    backbone_features, zero_shot, tip, tip_f, clip_adapter, meta, coop, cocoop, mma
+COMPARISONS: tuple[Compare, ...] = (
+    backbone_features, zero_shot, tip, tip_f, clip_adapter, meta, coop, cocoop, mma,
+    *ring2_closed_form.COMPARISONS, *ring2_heads.COMPARISONS, *ring2_caches.COMPARISONS,
 )  # fmt: skip
 
 

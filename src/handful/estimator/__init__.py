@@ -81,9 +81,7 @@ class FewShotClassifier(Keeping):
         classes, rows = read_labels(images, labels, class_names, self.class_names, needs_text)
         names = classes.names
         backbone = self.find_backbone(needs_text or self.uses_tower or self.uses_image_tower)
-        text = self.text_classifier(names, class_weights, backbone)
-        if class_weights is not None and text is not None:
-            text = text[classes.order]
+        text, text_features = self.text_classifier(classes, class_weights, backbone)
         templates = self.text_templates(names, class_weights)
         parameters = self.recorded_parameters(class_weights)
         reader = self.reader()
@@ -97,7 +95,10 @@ class FewShotClassifier(Keeping):
         held_out = None if validating is None else reader.validation(*validating, width)
         if held_out is not None and self.selection not in ("val", "oracle"):
             notes.append(f"validation was not used: selection is {self.selection!r}.")
-        task = Task(inputs, rows, names, text, scale, backbone, held_out, balance=self.balances())
+        task = Task(
+            inputs, rows, names, text, scale, backbone, held_out, balance=self.balances(),
+            text_features=text_features,
+        )  # fmt: skip
         if self.trains and inputs is not None:
             task = task.with_key(keeping.training_key(self, task))
         learned = self.learn(task)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from handful.backbones import Backbone
@@ -121,7 +122,7 @@ def add_class(
             "with class names as labels."
         )
     if class_weight is not None:
-        text = read_class_weights([class_weight], 1)
+        text = F.normalize(read_class_weights([class_weight], 1), dim=-1)
     elif fitted.templates:
         text = encode_name(names[-1])
     else:

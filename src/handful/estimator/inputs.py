@@ -239,7 +239,7 @@ def read_validation(given: Any, classes: Classes, selection: Selection) -> tuple
 
 
 def read_class_weights(given: Any, classes: int) -> Tensor:
-    """Check a text classifier `[C, E]` that a user gives, and normalise its rows."""
+    """Check a text classifier `[C, E]` that a user gives, of rows of any length."""
     try:
         given = torch.stack([torch.as_tensor(row) for row in given]) if isinstance(given, list) else given
         weights = torch.as_tensor(given).detach().float()
@@ -249,7 +249,7 @@ def read_class_weights(given: Any, classes: int) -> Tensor:
         raise DataError("Got class_weights that hold NaN or infinity, expected finite numbers.")
     if weights.ndim != 2 or len(weights) != classes:
         raise DataError(f"Got class_weights of shape {list(weights.shape)}, expected [{classes}, E].")
-    return torch.nn.functional.normalize(weights, dim=-1)
+    return weights
 
 
 def choose_items(images: Any, rows: NDArray[Any]) -> Any:

@@ -187,7 +187,7 @@ class Keeping(Method):
         self.check_transfer()
         self.backbone = backbone
         classes = Classes.of_names(names)
-        text = self.text_classifier(classes.names, None, backbone)
+        text, _ = self.text_classifier(classes, None, backbone)
         self.fitted_ = for_classes(self, learned, facts, backbone, classes, text)
         return self
 

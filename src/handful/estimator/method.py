@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,12 +22,13 @@ from handful.errors import FingerprintError, ParameterError, unexpected
 from handful.estimator.confidence import Answer, Calibration, check_unknown, classify
 from handful.estimator.fitted import Fitted, FittedAttribute, from_fit
 from handful.estimator.inputs import PREDICT_BATCH, ImageReader, is_encoded, plain, read_class_weights
+from handful.estimator.labels import Classes
 from handful.estimator.parameters import Parameters
 from handful.estimator.task import Learned, Task
 from handful.features import CROP_SCALE, Part
 from handful.features.views import InputStage
 from handful.heads import CosineHead, Head, Shapes
-from handful.prompts import class_weights
+from handful.prompts import TextFeatures, text_features
 from handful.schedule import Schedule, choose_epochs
 from handful.types import Selection
 
@@ -276,17 +278,23 @@ class Method(Parameters):
                 nothing = torch.zeros(0, len(fitted.class_names))
                 yield part, Answer(nothing, torch.zeros(0, dtype=torch.bool))
 
-    def text_classifier(self, names: tuple[str, ...], given: Any, backbone: Backbone | None) -> Tensor | None:
-        """Give the text classifier that the method asks for: given, or made from the names."""
+    def text_classifier(
+        self, classes: Classes, given: Any, backbone: Backbone | None
+    ) -> tuple[Tensor | None, TextFeatures | None]:
+        """Give the text classifier that the method asks for, given or made from the names, and what it is
+        made of."""
         if given is not None:
             if self.uses_tower:
                 raise ParameterError(
                     f"{type(self).__name__} makes its class weights itself: leave class_weights out."
                 )
-            return read_class_weights(given, len(names))
+            rows = read_class_weights(given, len(classes.names))[classes.order]
+            return F.normalize(rows, dim=-1), TextFeatures(rows, torch.arange(len(rows)))
         if not self.uses_text or self.uses_tower or backbone is None:
-            return None
-        return class_weights(backbone, names, getattr(self, "templates", "default")).cpu()
+            return None, None
+        found = text_features(backbone, classes.names, getattr(self, "templates", "default"))
+        found = TextFeatures(found.values.cpu(), found.classes)
+        return found.class_weights(), found
 
     def text_templates(self, names: tuple[str, ...], given: Any = None) -> Prompts:
         """Give the templates that the text classifier of some names is made with; none where it is not."""

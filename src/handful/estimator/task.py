@@ -17,6 +17,7 @@ from handful.features import Features
 from handful.features.online import Online
 from handful.features.views import Views
 from handful.heads import Head
+from handful.prompts import TextFeatures
 from handful.schedule import Schedule
 from handful.selection import Choice, Validation
 from handful.train import Loss, Merge, Run, cross_entropy, train_on
@@ -54,6 +55,8 @@ class Task:
         The identity of a training, so that an interrupted one can go on; None: it can't.
     balance
         Whether classes are to count alike where they have unequal numbers of images.
+    text_features
+        Raw text features of every prompt, which the text classifier was made of.
     """
 
     def __init__(
@@ -67,7 +70,9 @@ class Task:
         held_out: Validation | None = None,
         key: str | None = None,
         balance: bool = True,
+        text_features: TextFeatures | None = None,
     ) -> None:
+        self._text_features = text_features
         self.labels, self.class_names, self.scale, self.key = labels, class_names, scale, key
         self._inputs, self._class_weights = inputs, class_weights
         self._backbone, self._held_out, self._balance = backbone, held_out, balance
@@ -127,6 +132,13 @@ class Task:
         if self._class_weights is None:
             raise ParameterError("This method reads class names: give a backbone or class_weights=.")
         return self._class_weights
+
+    @property
+    def text_features(self) -> TextFeatures:
+        """Raw text features of every prompt; of class weights that were given, these, one for each class."""
+        if self._text_features is not None:
+            return self._text_features
+        return TextFeatures(self.class_weights, torch.arange(len(self.class_weights)))
 
     @property
     def backbone(self) -> Backbone:

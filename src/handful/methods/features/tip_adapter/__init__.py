@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from handful.backbones import Backbone
 from handful.balance import class_weighting, is_unequal, whole_weights
-from handful.errors import CheckpointError, check_number, unexpected
+from handful.errors import check_number, unexpected
 from handful.estimator import FewShotClassifier, Fitted, Learned, Task, Validation
-from handful.heads import LARGEST, Head, HeadContext, check_rows, expect, number, support_shapes
+from handful.heads import LARGEST, Head, HeadContext, check_rows, expect, flag, number, support_shapes
 from handful.search import best_pair, by_class
 from handful.selection import choose, shot_numbers
 from handful.types import Selection, Templates
@@ -106,9 +106,7 @@ class CacheHead(Head):
         expect(tensors, support_shapes(len(context.class_names)))
         check_rows(tensors["labels"], len(context.class_names))
         text, keys, labels = (tensors[name] for name in ("class_weights", "keys", "labels"))
-        balance = settings.get("balance", False)  # there was none before
-        if not isinstance(balance, bool):
-            raise CheckpointError(f"Got balance={balance!r} in the head's settings, expected true or false.")
+        balance = flag(settings, "balance")
         scale, alpha, beta = (number(settings, name) for name in ("scale", "alpha", "beta"))
         return cls(text, keys, labels, scale, alpha, beta, balance)
 
