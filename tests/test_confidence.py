@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import handful
-from handful.estimator.confidence import fit_temperature, images_needed, threshold_at
+from handful.estimator.calibrating import fit_temperature
+from handful.estimator.confidence import images_needed, threshold_at
 from handful.metrics import calibration_error
 
 

@@ -23,7 +23,7 @@ from handful.errors import (
     check_number,
     unexpected,
 )
-from handful.estimator import FewShotClassifier, Fitted, Learned, Task, Validation
+from handful.estimator import FewShotClassifier, Fitted, HeldOut, Learned, Task, Validation
 from handful.features import Features
 from handful.features.views import InputStage
 from handful.heads import (
@@ -66,6 +66,7 @@ __all__ = [
     "Fitted",
     "Head",
     "HeadContext",
+    "HeldOut",
     "ImagePass",
     "InputStage",
     "Learned",

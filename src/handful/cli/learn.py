@@ -91,7 +91,7 @@ def fit(
 
     from handful import few_shot
     from handful.errors import Interrupted
-    from handful.estimator.confidence import check_rate, check_shots
+    from handful.estimator.calibrating import check_rate, check_shots
 
     cls = find_class(method)
     parameters = _parameters(cls, method, param or [])

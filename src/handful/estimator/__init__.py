@@ -18,24 +18,23 @@ from torch import Tensor
 
 from handful.data.sets import ImageSet
 from handful.errors import Interrupted, ParameterError
-from handful.estimator import changes, confidence, explaining, keeping, noting, seen
+from handful.estimator import calibrating, changes, confidence, explaining, keeping, noting, seen
+from handful.estimator.answering import Answering
 from handful.estimator.fitted import Fitted
 from handful.estimator.inputs import choose_items, is_encoded, joint_width, plain, read_validation
-from handful.estimator.keeping import Keeping
 from handful.estimator.labels import check_count, check_sample_weight, match_names, read_labels, read_marks
-from handful.estimator.task import Learned, Task, Validation
+from handful.estimator.task import HeldOut, Learned, Task, Validation
 from handful.features import Features
-from handful.heads import check_logits
 from handful.prompts import class_weights as encode_names
 from handful.types import ImageLike, Labels
 
 SCALE = 100.0
 """CLIP's inverse temperature, for features that come without a backbone."""
 
-__all__ = ["FewShotClassifier", "Fitted", "Learned", "Task", "Validation"]
+__all__ = ["FewShotClassifier", "Fitted", "HeldOut", "Learned", "Task", "Validation"]
 
 
-class FewShotClassifier(Keeping):
+class FewShotClassifier(Answering):
     """Base of all methods: everything but the method."""
 
     # -- fitting ---------------------------------------------------------------------------------
@@ -103,6 +102,8 @@ class FewShotClassifier(Keeping):
             task = task.with_key(keeping.training_key(self, task))
         learned = self.learn(task)
         head = keeping.checked(learned.head, self, names)
+        is_plain = is_encoded(images) or not reader.views
+        calibration, more_notes = calibrating.of_fit(learned.held_out, task, head, is_plain, self.balances())
         self.fitted_ = Fitted(
             method=self.saved_as(),
             backbone=parameters.pop("backbone", None),
@@ -114,12 +115,18 @@ class FewShotClassifier(Keeping):
             head=head,
             selection=learned.selection,
             selected=learned.selected,
-            notes=(*notes, *noting.support_notes(self, task, class_weights is not None), *learned.notes),
+            notes=(
+                *notes,
+                *noting.support_notes(self, task, class_weights is not None),
+                *learned.notes,
+                *more_notes,
+            ),
             losses=learned.losses,
             interrupted=learned.interrupted,
             templates=templates,
             shots=() if images is None else tuple(np.bincount(rows.numpy(), minlength=len(names)).tolist()),
             support=tuple(changes.item_names(images, len(rows))) if head.support is not None else (),
+            calibration=calibration,
             digests=seen.of_fit(inputs if self.uses_images else None, held_out, learned.selection),
         )
         if learned.interrupted:
@@ -189,12 +196,6 @@ class FewShotClassifier(Keeping):
 
     # -- using -----------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def logits(self, images: Any) -> NDArray[np.float32]:
-        """Give logits `[N, C]`, a column for each of `classes_`, of two classes too."""
-        head = self.head_
-        return check_logits(torch.cat([head.read(x) for x in self.query(images)])).numpy()
-
     def decision_function(self, images: Any) -> NDArray[np.float32]:
         """Give what scikit-learn's scorers rank by: logits `[N, C]`, or `[N]` for two classes.
 
@@ -220,11 +221,6 @@ class FewShotClassifier(Keeping):
         """Give unit image features `[N, E]`: adapted, where the method adapts images, else the backbone's."""
         head = self.head_
         return torch.cat([head.image_features(x) for x in self.query(images)]).numpy()
-
-    def predict_proba(self, images: Any) -> NDArray[np.float32]:
-        """Give class probabilities `[N, C]`: the softmax of the logits over the temperature."""
-        logits = torch.from_numpy(self.logits(images))
-        return confidence.probabilities(logits, self.calibration_).numpy()
 
     def predict(self, images: Any, unknown: float | str | None = None) -> NDArray[Any]:
         """Give the most likely class of each image, `[N]`, in the form that `fit` was given.
@@ -315,7 +311,7 @@ class FewShotClassifier(Keeping):
             return torch.from_numpy(self.transform(images))
 
         names, balance = fitted.class_names, fitted.parameters.get("balance", True)
-        found = confidence.calibrate(rows, names, features, refit, false_alarm, folds, balance)
+        found = calibrating.calibrate(rows, names, features, refit, false_alarm, folds, balance)
         self.fitted_ = replace(fitted, calibration=found).noting(found.too_few)
         return self
 

@@ -139,9 +139,9 @@ class Fitted:
 
     @classmethod
     def from_facts(
-        cls, facts: dict[str, Any], head: Head, backbone: Backbone | None, means: Tensor | None = None
+        cls, facts: dict[str, Any], head: Head, backbone: Backbone | None, tensors: Mapping[str, Tensor] = {}
     ) -> Fitted:
-        """Build from what `to_facts` gave, the head, and the class means of a calibration.
+        """Build from what `to_facts` gave, the head, and the tensors of a calibration.
 
         Raises
         ------
@@ -164,7 +164,7 @@ class Fitted:
             templates=read_prompts(facts.get("templates")),
             calibration=read_calibration(
                 facts.get("calibration"),
-                means,
+                tensors,
                 len(facts["class_names"]),
                 "E" if head.needs == "hidden" else head.width,  # its image features may be of another width
             ),

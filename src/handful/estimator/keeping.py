@@ -17,7 +17,7 @@ from handful import checkpoint
 from handful.backbones import Backbone
 from handful.data.names import clean_name
 from handful.errors import CheckpointError, ParameterError
-from handful.estimator.confidence import MEANS
+from handful.estimator.confidence import PREFIX
 from handful.estimator.fitted import VERSIONS_OF, Fitted, as_json, check_facts, read_classes
 from handful.estimator.labels import Classes
 from handful.estimator.method import Method
@@ -74,8 +74,8 @@ def restored(
         The facts don't describe a classifier of this method.
     """
     kind, head_type = facts["head"].get("kind"), method.head_type
-    means = tensors.get(MEANS)
-    tensors = {name: tensor for name, tensor in tensors.items() if name != MEANS}
+    calibration = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in calibration}
     if kind != head_type.kind:
         raise CheckpointError(f"Expected a head of kind {head_type.kind!r}, got {kind!r}.")
     read_classes(facts)
@@ -89,7 +89,7 @@ def restored(
             f"Got a head that reads features {head.width} wide, expected {backbone.joint_width}, as the "
             f"backbone {backbone.title!r} gives."
         )
-    return Fitted.from_facts(facts, head, backbone, means)
+    return Fitted.from_facts(facts, head, backbone, calibration)
 
 
 def for_classes(
@@ -206,7 +206,7 @@ class Keeping(Method):
         """Save to a folder: `head.safetensors`, `head.json` and a model card, never the backbone."""
         facts, tensors = self.info(), self.head_.tensors()
         if self.calibration_:
-            tensors = tensors | {MEANS: self.calibration_.means}
+            tensors = tensors | self.calibration_.tensors()
         restored(self, tensors, facts, None)  # what can't be loaded isn't written
         checkpoint.write(Path(folder), tensors, facts)
         return Path(folder)

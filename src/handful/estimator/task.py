@@ -26,7 +26,7 @@ from handful.types import Selection
 Source = Features | Online | Views
 """What a support set is read as: cached features, fresh crops, or what enters an image tower."""
 
-__all__ = ["Learned", "Source", "Task", "Validation"]
+__all__ = ["HeldOut", "Learned", "Source", "Task", "Validation"]
 
 
 class Task:
@@ -183,6 +183,28 @@ def no_validation() -> ParameterError:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """What a method says of support images by fits that had not seen them: `fit` calibrates by it.
+
+    Attributes
+    ----------
+    logits
+        `[M, C]`, of images as they are (no augmented views), where the method can.
+    rows
+        `[M]` int64, which images of the support set these are, each once.
+    folds
+        How many fits they are from.
+    calibrated
+        Whether their softmax is calibrated as it is: then the temperature is 1, and none is fitted.
+    """
+
+    logits: Tensor
+    rows: Tensor
+    folds: int = 1
+    calibrated: bool = False
+
+
+@dataclass(frozen=True)
 class Learned:
     """What a method gives back: the head that stays, and how it came to be.
 
@@ -198,6 +220,8 @@ class Learned:
         Training loss of each step.
     interrupted
         How to go on, where training was interrupted: the head is what the last whole epoch had learned.
+    held_out
+        Logits of support images by fits without them, where the method makes some anyway.
     """
 
     head: Head
@@ -206,6 +230,7 @@ class Learned:
     notes: tuple[str, ...] = ()
     losses: tuple[float, ...] = ()
     interrupted: str = ""
+    held_out: HeldOut | None = field(default=None, repr=False)
 
     @classmethod
     def trained(
