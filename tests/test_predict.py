@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import sys
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,7 +85,7 @@ FORMS = [
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_file_has_what_stdout_has(run: Run, images: Path, tmp_path: Path, form: str):
-    words = ("--top", "2", "--unknown", "auto")
+    words = ("--top", "2", "--unknown", "auto", "--coverage", "0.9")
     code, text, err = run(*words, "--json")
     told = json.loads(text)
     out = tmp_path / "new" / f"found.{form}"
@@ -95,6 +96,7 @@ def test_a_file_has_what_stdout_has(run: Run, images: Path, tmp_path: Path, form
     assert len(good) == len(told["results"]) == COUNT
     for row, found in zip(good, told["results"], strict=True):
         assert (row["image"], row["unknown"]) == (found["image"], str(found["unknown"]))
+        assert literal_eval(row["set"]) == found["set"]
         for end, best in zip(("", "_2"), found["predictions"], strict=True):
             assert (row[f"class{end}"], float(row[f"probability{end}"])) == (
                 best["class"],
@@ -103,6 +105,30 @@ def test_a_file_has_what_stdout_has(run: Run, images: Path, tmp_path: Path, form
     (bad,) = [row for row in rows if row["error"]]
     assert told["errors"] == [f"{bad['image']}: {bad['error']}"] and told["errors"][0] in err
     assert sorted(path.name for path in out.parent.iterdir()) == [out.name, f"{out.name}.run.json"]
+
+
+def test_sets_on_the_command_line(call: Call, run: Run, model: Path, images: Path, tmp_path: Path):
+    clf = handful.load(model)
+    good = sorted(path for path in images.rglob("*.png") if path.stem != "bad")
+    lines = run("--coverage", "0.5")[1].splitlines()
+    for line, inside in zip(lines, clf.predict_set(good, 0.5), strict=True):
+        assert line.endswith(f"; set at 50 %: {', '.join(inside) or 'none of these is likely'}")
+    assert any(line.endswith("none of these is likely") for line in lines)
+    best = json.loads(run("--coverage", "0.5", "--empty", "best", "--json")[1])["results"]
+    assert all(one["set"][0] == one["predictions"][0]["class"] for one in best)
+    out = tmp_path / "found.csv"
+    assert run("--coverage", "0.5", "--out", out)[0] == 1
+    assert "another --coverage" in run("--coverage", "0.6", "--out", out, "--resume")[2]
+    assert "another --coverage" in run("--out", out, "--resume")[2]
+    for words, said in {
+        ("--coverage", "0.99"): "it takes 99", ("--coverage", "0.9", "--by", "class"): "it takes 9 of each",
+        ("--coverage", "2"): "coverage=2", ("--by", "class"): "--coverage",
+    }.items():  # fmt: skip
+        code, _, err = run(*words)
+        assert code and said in err, err
+    zero = handful.ZeroShot("mini").fit(class_names=["a", "b"]).save(tmp_path / "zero")
+    code, _, err = call("predict", zero, images, "--coverage", "0.9")
+    assert code and "not calibrated" in err
 
 
 @pytest.mark.parametrize("form", FORMS)

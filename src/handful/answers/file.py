@@ -30,8 +30,8 @@ class AnswerFile:
         The file.
     asked
         What the answers depend on but for the images, as JSON knows it: a run goes on only with the same.
-    top, unknown
-        How many classes a row has, and whether it says that an image is unknown.
+    top, unknown, sets
+        How many classes a row has, and whether it says that an image is unknown, and which classes it may be.
     resume
         Go on with what is there.
 
@@ -51,7 +51,13 @@ class AnswerFile:
     """
 
     def __init__(
-        self, path: Path, asked: Mapping[str, Any], top: int, unknown: bool, resume: bool = False
+        self,
+        path: Path,
+        asked: Mapping[str, Any],
+        top: int,
+        unknown: bool,
+        resume: bool = False,
+        sets: bool = False,
     ) -> None:
         form = path.suffix.lower()
         if form not in FORMATS:
@@ -59,7 +65,7 @@ class AnswerFile:
         if form == ".parquet":
             pyarrow()
         self.path, self.is_csv, self.is_parquet = path, form == ".csv", form == ".parquet"
-        self.columns = columns_of(top, unknown)
+        self.columns = columns_of(top, unknown, sets)
         self.lines = path.with_name(f"{path.name}.rows.jsonl") if self.is_parquet else path
         """Where rows are written as they come."""
         self.done: set[str] = set()

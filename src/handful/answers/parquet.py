@@ -30,7 +30,9 @@ def pyarrow() -> Any:
 def write_parquet(lines: Path, path: Path, columns: list[str]) -> None:
     """Turn rows into Parquet, in place of what is there, with no more than some rows in memory."""
     arrow = pyarrow()
-    kinds = {"probability": arrow.float64(), "unknown": arrow.bool_()}
+    kinds = {
+        "probability": arrow.float64(), "unknown": arrow.bool_(), "set": arrow.list_(arrow.string()),
+    }  # fmt: skip
     schema = arrow.schema([(name, kinds.get(name.partition("_")[0], arrow.string())) for name in columns])
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -56,7 +58,7 @@ def read_parquet(path: Path, lines: Path) -> None:
 
 
 def _unflatten(flat: dict[str, Any]) -> Row:
-    kept = {name: flat[name] for name in ("image", "unknown", "error") if flat.get(name) is not None}
+    kept = {name: flat[name] for name in ("image", "unknown", "set", "error") if flat.get(name) is not None}
     names = [name for name in flat if name.startswith("class") and flat[name] is not None]
     found = [
         {"class": flat[name], "probability": flat[name.replace("class", "probability")]} for name in names

@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 from handful.errors import DataError
 
 Row: TypeAlias = dict[str, Any]
-"""`image`, and `predictions`, a list of `class` and `probability`, best first, with `unknown` where it was
-asked for; or `error`, why the image can't be read."""
+"""`image`, and `predictions`, a list of `class` and `probability`, best first, with `unknown` and `set`, the
+classes that it may be of, where these were asked for; or `error`, why the image can't be read."""
 
 
 def flatten(row: Row) -> dict[str, Any]:
     """Give a row as columns: `class` and `probability`, of the next best class `class_2`, and so on."""
-    flat: dict[str, Any] = {name: row[name] for name in ("image", "unknown", "error") if name in row}
+    flat: dict[str, Any] = {name: row[name] for name in ("image", "unknown", "set", "error") if name in row}
     for number, found in enumerate(row.get("predictions", []), 1):
         end = f"_{number}" if number > 1 else ""
         flat |= {f"class{end}": found["class"], f"probability{end}": found["probability"]}
@@ -30,16 +30,23 @@ def shown(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def columns_of(top: int, unknown: bool) -> list[str]:
-    """Name the columns of rows that have some classes, and say whether an image is unknown."""
+def columns_of(top: int, unknown: bool, sets: bool = False) -> list[str]:
+    """Name the columns of rows that have some classes, whether an image is unknown, and its set."""
     blank: Row = {"image": "", "predictions": [{"class": "", "probability": 0.0}] * top}
-    return ["image", *[c for c in flatten(blank) if c != "image"], *["unknown"] * unknown, "error"]
+    return [
+        "image",
+        *[c for c in flatten(blank) if c != "image"],
+        *["unknown"] * unknown,
+        *["set"] * sets,
+        "error",
+    ]
 
 
 def csv_line(values: Iterable[object]) -> str:
-    """Write a line of CSV."""
+    """Write a line of CSV; a list in it as JSON."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
+    cells = (json.dumps(one, ensure_ascii=False) if isinstance(one, list) else one for one in values)
+    csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()
 
 

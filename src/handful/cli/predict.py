@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from handful.answers import AnswerFile, Row
     from handful.data.looks import Look
     from handful.estimator import FewShotClassifier
+    from handful.estimator.conformal import SetRule
 
 SHOWN = 12
 """Images that can't be read which stderr names, where a file has them all."""
@@ -40,6 +41,18 @@ def predict(
     unknown: Annotated[
         str, typer.Option(help="Call images unknown: auto, as calibrated, or below a probability, as 0.5.")
     ] = "",
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="Say which classes an image may be of, so that its own is among them at this rate."
+        ),
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="Whether that rate holds over all images or in every class: all, class, auto.")
+    ] = "all",
+    empty: Annotated[
+        str, typer.Option(help="What to say where no class is likely: none, or best, the nearest one.")
+    ] = "none",
     out: Annotated[
         Path | None, typer.Option(help="Write answers as they come to a .csv, .jsonl or .parquet.")
     ] = None,
@@ -61,20 +74,23 @@ def predict(
 
     if resume and out is None:
         raise typer.BadParameter("--resume goes on with a file: give --out FILE beside it")
+    if coverage is None and (by, empty) != ("all", "none"):
+        raise typer.BadParameter("--by and --empty are of sets: give --coverage 0.9 beside them")
     if out is not None:
         check_file(out)
     clf = load_classifier(model, method, backbone, weights)
     least = read_value(unknown) if unknown else None
     check_unknown(clf.calibration_, least)
-    sink: Sink = _Json() if as_json and out is None else Sink()
+    rule = None if coverage is None else clf.set_rule(coverage, by, empty)  # type: ignore[arg-type]
+    sink: Sink = _Json() if as_json and out is None else Sink(coverage)
     if out is not None:
-        sink = _File(_open(out, resume, clf, min(top, len(clf.classes_)), least), as_json)
+        sink = _File(_open(out, resume, clf, min(top, len(clf.classes_)), least, rule), as_json)
     left = [file for file in _files(images) if not sink.has(file)]
     looks: dict[int, Look] = {}
     show = False if out is None and sys.stdout.isatty() else None  # answers on a terminal show how far it is
     try:
         with sink, bar("Predicting", len(left), show) as advance:
-            for rows in answer_rows(clf, left, top, least, looks):
+            for rows in answer_rows(clf, left, top, least, looks, rule):
                 sink.write(rows)
                 advance(len(rows))
             sink.finish()
@@ -100,8 +116,9 @@ class Sink:
 
     next_step = "--out FILE keeps answers in a file, and --resume goes on with it."
 
-    def __init__(self) -> None:
+    def __init__(self, coverage: float | None = None) -> None:
         self.count = self.errors = 0
+        self._coverage = coverage
 
     def __enter__(self) -> Self:
         return self
@@ -126,7 +143,12 @@ class Sink:
     def answer(self, row: Row) -> None:
         """Take an answer."""
         shown = ", ".join(f"{a['class']} {100 * a['probability']:.1f} %" for a in row["predictions"])
-        echo(f"{row['image']}: {'unknown, nearest ' if row.get('unknown') else ''}{shown}")
+        sets = ""
+        if self._coverage is not None:
+            sets = (
+                f"; set at {100 * self._coverage:g} %: {', '.join(row['set']) or 'none of these is likely'}"
+            )
+        echo(f"{row['image']}: {'unknown, nearest ' if row.get('unknown') else ''}{shown}{sets}")
 
     def refuse(self, line: str) -> None:
         """Take an image that can't be read."""
@@ -202,14 +224,17 @@ class _File(Sink):
         echo(f"{self._file.path}: {self.count} images{bad}")
 
 
-def _open(out: Path, resume: bool, clf: FewShotClassifier, top: int, unknown: Any) -> AnswerFile:
+def _open(
+    out: Path, resume: bool, clf: FewShotClassifier, top: int, unknown: Any, rule: SetRule | None
+) -> AnswerFile:
     """Open the file of answers, and say what is there already."""
     from handful.answers import AnswerFile, identity
     from handful.data.limits import most_pixels
 
     most = most_pixels() / 1e6
     asked = {"classifier": identity(clf), "--top": top, "--unknown": unknown, "--megapixels": most}
-    file = AnswerFile(out, asked, top, unknown is not None, resume)
+    asked |= {"--coverage": rule and [rule.coverage, rule.by, rule.empty]}
+    file = AnswerFile(out, asked, top, unknown is not None, resume, rule is not None)
     if file.replaces:
         say(f"note: {out} holds the answers of an earlier run, which are replaced")
     if file.done:

@@ -71,7 +71,7 @@ class Fitted:
     draw
         Where the support set was drawn from, and how.
     calibration
-        What `calibrate` found; None before.
+        What `calibrate` found, or what the fit itself held out; None without either.
     scores
         What `evaluate --record` measured.
     digests

@@ -53,7 +53,7 @@ class Method(Parameters):
     losses_
         Training loss of each step, for a method that trains.
     calibration_
-        What `calibrate` found; None before.
+        What `calibrate` found, or what the fit itself held out; None without either.
     """
 
     method: ClassVar[str] = ""
