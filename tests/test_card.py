@@ -59,6 +59,10 @@ def test_zero_shot_other_classes_oracle_and_calibration(saved: Path):
     card = model_card(facts | {"calibration": found})
     assert "on 40 held-out images: temperature 1.5." in card
     assert "whose cosine to the nearest class mean is below 0.4; stated rate of false alarms: 0.05" in card
+    assert "handful predict --coverage" not in card
+    card = model_card(facts | {"calibration": found | {"probability_weight": 0.25, "balance": True}})
+    assert "nearest class mean, plus 0.25 times its largest probability, is below 0.4" in card
+    assert "`handful predict --coverage 0.9`" in card
 
 
 @pytest.mark.parametrize(

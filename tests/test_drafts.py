@@ -73,6 +73,17 @@ def test_a_draft_grows_from_nothing(client: TestClient, of: dict[str, list[Path]
     assert Image.open(io.BytesIO(picture.content)).format == "JPEG"
 
 
+def test_a_draft_says_which_classes_are_likely_where_enough_images_are_held_out(
+    client: TestClient, state: dict, of: dict[str, list[Path]], seven: bytes
+):
+    assert ask(client, state, seven)["set"] is None  # six images
+    for name in of:
+        state = send(client, state["id"], name, of[name][3:8])
+    answer = ask(client, state, seven)
+    assert answer["coverage"] == 0.9 and set(answer["set"]) <= set(of)
+    assert answer["set"] == [one["class"] for one in answer["predictions"]][: len(answer["set"])]
+
+
 def test_a_draft_answers_as_the_classifier_that_is_fitted_alone(
     client: TestClient, state: dict, of: dict[str, list[Path]], seven: bytes, mini: handful.Backbone
 ):

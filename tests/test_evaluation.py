@@ -81,6 +81,41 @@ def test_errors_are_the_images_that_are_wrong(
     )
 
 
+def test_sets_are_measured_on_the_images(
+    found: Evaluation,
+    calibrated: Path,
+    held_out: handful.ImageSet,
+    few_digits: Path,
+    tmp_path: Path,
+    call: Call,
+):
+    clf = handful.load(calibrated)
+    mask, one = clf.predict_set_mask(held_out), found.sets
+    covered = mask[np.arange(len(mask)), held_out.labels]
+    assert (one.stated, one.by) == (0.9, "all")
+    assert (
+        one.coverage == covered.mean() and one.coverage_interval[0] < one.coverage < one.coverage_interval[1]
+    )
+    own = [covered[held_out.labels == row].mean() for row in range(10)]
+    assert one.balanced_coverage == pytest.approx(np.mean(own))
+    sizes = mask.sum(1)
+    assert (one.size, one.singletons, one.empty) == (sizes.mean(), (sizes == 1).mean(), (sizes == 0).mean())
+    test = few_digits / "test"
+    code, text, _ = call("evaluate", calibrated, test, "--coverage", "0.8", "--json")
+    facts = json.loads(text)["sets"]
+    assert code == 0 and facts["stated"] == 0.8 and facts["size"] < one.size
+    text = call("evaluate", calibrated, test)[1]
+    assert "sets at 90.00 %: the class is in" in text and "classes on average" in text
+    code, _, err = call("evaluate", calibrated, test, "--coverage", "0.99")
+    assert code and "it takes 99" in err
+    code, _, err = call("evaluate", calibrated, test, "--by", "class", "--coverage", "0.9")
+    assert code and "it takes 9 of each" in err
+    plain = handful.ZeroShot("mini").fit(class_names=clf.class_names_).save(tmp_path / "plain")
+    code, text, _ = call("evaluate", plain, test, "--json")
+    assert code == 0 and json.loads(text)["sets"] is None
+    assert "not calibrated" in call("evaluate", plain, test, "--coverage", "0.9")[2]
+
+
 def test_on_unequal_classes_the_balanced_figure_comes_first(
     digits: Path, calibrated: Path, call: Call, tmp_path: Path
 ):

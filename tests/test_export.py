@@ -174,6 +174,17 @@ def test_the_command_and_a_script_without_handful(
     code, printed, error = call("predict", tmp_path / "model", *files)
     assert printed == done.stdout
 
+    clf = handful.load(tmp_path / "model", mini).calibrate(support)
+    clf.save(tmp_path / "model")
+    assert call("export", tmp_path / "model", "--format", "onnx", "--out", out)[0] == 0
+    thresholds = json.loads(facts(out)["set_thresholds"])
+    assert thresholds == {str(one): float(clf.set_rule(one).thresholds[0]) for one in (0.5, 0.8, 0.9, 0.95)}
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK, ALONE, out, *files], capture_output=True, text=True, check=False
+    )
+    printed = call("predict", tmp_path / "model", *files, "--coverage", "0.9")[1]
+    assert printed == done.stdout and printed.count("; set at 90 %: ") == len(files)
+
 
 def deep_files(digit: Image.Image, folder: Path) -> list[Path]:
     """Write a picture with levels beyond 8 bits: stretched or not, of greys, floats and colours."""

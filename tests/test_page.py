@@ -151,6 +151,13 @@ def test_first_visit_explains_itself_and_makes_no_draft(visit: Visit):
     assert "draft=" not in page.url
 
 
+def test_it_says_which_classes_are_likely(visit: Visit, digits: Path):
+    visit.teach(digits, "zero", "one", images=6)
+    visit.ask(some(digits / "test/one", 1)[0])
+    said = re.compile(r"At 90 % (only: one|one of: one, zero)\.|None of these is likely\.")
+    expect(visit.page.locator("#facts")).to_have_text(said)
+
+
 def test_it_learns_from_two_images_of_each_class_and_is_corrected(visit: Visit, digits: Path):
     page = visit.page
     question = some(digits / "test/one", 1)[0]

@@ -62,6 +62,26 @@ def test_one_image_by_every_model(client: TestClient, served, held_out: handful.
         assert result["answers"]["probe"]["unknown"] is None  # not calibrated
 
 
+def test_sets_are_those_of_the_classifier(client: TestClient, served, held_out: handful.ImageSet):
+    files = [("images", ("a.png", Path(path).read_bytes())) for path in held_out.items[:6]]
+    asked = {"model": "tip", "coverage": 0.6}
+    answers = [
+        one["answers"]["tip"] for one in client.post("/predict", params=asked, files=files).json()["results"]
+    ]
+    assert [tuple(one["set"]) for one in answers] == served["tip"].predict_set(held_out.items[:6], 0.6)
+    plain = client.post("/predict", params={"model": "tip"}, files=files).json()["results"][0]
+    assert "set" not in plain["answers"]["tip"]
+    for more, said in (
+        ({"model": "probe"}, "not calibrated"),
+        ({"coverage": 0.999}, "it takes 999"),
+        ({"coverage": 1}, "coverage"),
+    ):
+        refused = client.post("/predict", params=asked | more, files=files)
+        assert refused.status_code == 422 and said in refused.text, refused.text
+    models = {one["name"]: one["can_give_sets"] for one in client.get("/models").json()["models"]}
+    assert models["tip"] and not models["probe"]
+
+
 def test_an_image_is_encoded_once_for_all_heads(client, mini, held_out, monkeypatch: pytest.MonkeyPatch):
     sizes = []
     encode = type(mini).encode_image_hidden

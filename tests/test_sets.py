@@ -14,7 +14,7 @@ from toys import NAMES, toy
 
 import handful
 from handful.estimator.conformal import HeldOutScores, can_state, set_rule
-from handful.extend import CosineHead, FewShotClassifier, HeldOut, Learned, folds
+from handful.extend import CosineHead, FewShotClassifier, HeldOut, Learned, Task, folds
 
 
 def p_values(scores: HeldOutScores, probabilities: Tensor, weights: Tensor) -> Tensor:
@@ -133,9 +133,10 @@ def test_a_calibration_of_an_earlier_version_keeps_no_scores(
 ):
     clf = handful.ZeroShot(mini).fit(support).calibrate(support)
     found = clf.calibration_
-    clf.fitted_ = replace(clf.fitted_, calibration=replace(found, scores=None))
+    clf.fitted_ = replace(clf.fitted_, calibration=replace(found, scores=None, probability_weight=0.0))
     again = handful.load(clf.save(tmp_path / "old"), mini)
-    assert again.calibration_ == found and "balance" not in again.info()["calibration"]
+    old = {"temperature", "threshold", "false_alarm", "images", "folds"}
+    assert again.calibration_ == clf.calibration_ and set(again.info()["calibration"]) == old
     with pytest.raises(handful.ParameterError, match=r"keeps no scores.*calibrate"):
         again.predict_set(support)
 
@@ -220,13 +221,20 @@ def test_a_method_that_holds_images_out_itself_is_calibrated_by_fit(tmp_path: Pa
 def test_its_rule_for_unknown_images_leaves_each_image_out_of_its_class(tmp_path: Path):
     features, labels, text = toy(12)
     given = {"class_names": NAMES, "class_weights": text}
-    found = Prototype().fit(features, labels, **given).calibration_
+    clf = Prototype().fit(features, labels, **given)
+    found, held = clf.calibration_, clf.learn(task_of(features, labels, text)).held_out
     units, cosines = F.normalize(features, dim=-1), []
-    for row in range(len(units)):
+    for row in held.rows.tolist():
         kept = np.arange(len(units)) != row
         means = [units[kept & (labels == label)].sum(0) for label in range(3)]
         cosines.append(float((units[row] @ F.normalize(torch.stack(means), dim=-1).T).max()))
-    assert found.threshold == pytest.approx(sorted(cosines)[0], abs=1e-6)  # floor(0.05 * 37)
+    largest = (held.logits / found.temperature).softmax(1).max(1).values.numpy()
+    assert found.probability_weight == pytest.approx(0.5 * np.std(cosines) / max(np.std(largest), 0.02))
+    familiar = np.array(cosines) + found.probability_weight * largest
+    assert found.threshold == pytest.approx(np.sort(familiar)[0], abs=1e-6)  # floor(0.05 * 37)
+    expected = (units @ found.means.T).max(1).values.numpy()
+    expected = expected + found.probability_weight * clf.predict_proba(features).max(1)
+    np.testing.assert_array_equal(clf.classify(features)[1], expected < found.threshold)
     absent = Prototype().fit(features, labels, class_names=[*NAMES, "zebra"], class_weights=torch.eye(4, 16))
     assert absent.calibration_.threshold == -1 and "probabilities alone" in absent.calibration_.too_few
     assert absent.predict_set_mask(features).shape == (36, 4)
@@ -234,6 +242,10 @@ def test_its_rule_for_unknown_images_leaves_each_image_out_of_its_class(tmp_path
     views = features[:, None] + torch.zeros(1, 2, 1)
     seen = Prototype().fit(handful.Features(views), labels, **given)
     assert seen.calibration_.threshold == -1 and "augmented views" in seen.notes_[-1]
+
+
+def task_of(features: Tensor, labels: np.ndarray, text: Tensor) -> Task:
+    return Task(handful.Features(features[:, None]), torch.from_numpy(labels), tuple(NAMES), text, 100.0)
 
 
 class Wrong(Prototype):

@@ -26,6 +26,7 @@ from handful.backbones.base import split_projection
 from handful.data.pixels import GRID, RANGES, SHARE, TAILS
 from handful.errors import HandfulError, ParameterError, unexpected
 from handful.estimator import FewShotClassifier
+from handful.estimator.conformal import can_state
 from handful.files import write_atomically
 from handful.heads import Head
 from handful.towers.pair import image_encoder
@@ -45,6 +46,12 @@ WORDS = {
     "{width}; fill up with grey level {fill} around the centre.",
 }
 
+COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99)
+"""Of prediction sets, whose thresholds a file holds where enough images were held out."""
+SETS = (
+    "set_thresholds holds, by coverage, a number or one for each class: an image may be of every class whose "
+    "probability is not below it, and at that rate its own is among them; where none is, none is likely."
+)
 LEVELS = (
     "Make levels beyond 8 bits (greys of 16 or 32 bits, floats; of colours their upper 8 bits) bytes: floats "
     "that are all whole 255ths from 0 to 1 by 255; else find low and high, the percentiles {tails} of "
@@ -64,7 +71,9 @@ def export_onnx(
     temperature and all. Rescaling to 0..1 and normalisation are inside. The metadata holds, as texts,
     `class_names` (a JSON list), `method`, `backbone`, `backbone_fingerprint`, `preprocessing` (JSON:
     `size` [H, W], `resize`, `interpolation`, `fill`, `mean`, `std`, `levels`), `preprocessing_in_words`,
-    `temperature` and `handful` (the version).
+    `temperature` and `handful` (the version); and of a classifier that keeps held-out scores `set_thresholds`
+    (JSON: by coverage, of `COVERAGES`, the smallest probability of a class in a prediction set, one for all
+    or one for each) and `sets_in_words`.
 
     Before it is written, it is run under onnxruntime on random images, one and three at a time: no
     probability may differ from PyTorch's by more than 1e-4.
@@ -171,8 +180,22 @@ def facts_of(clf: FewShotClassifier, preprocess: dict[str, Any]) -> dict[str, st
         f"as Pillow does, {preprocess['interpolation']}. Give the bytes, [N, {height}, {width}, 3]: the file "
         "itself rescales them to 0..1 and normalises them by mean and std.",
         "temperature": repr(clf.fitted_.temperature),
+        **_sets(clf),
         "handful": version("handful"),
     }
+
+
+def _sets(clf: FewShotClassifier) -> dict[str, str]:
+    """Give the thresholds of prediction sets as metadata, at the coverages that the classifier can state."""
+    scores, names = clf.calibration_.scores if clf.calibration_ else None, clf.class_names_
+    if scores is None:
+        return {}
+    found: dict[str, float | list[float]] = {}
+    for coverage in COVERAGES:
+        if can_state(scores, names, coverage):
+            own = clf.set_rule(coverage).thresholds.tolist()
+            found[str(coverage)] = own if len(set(own)) > 1 else own[0]
+    return {"set_thresholds": json.dumps(found), "sets_in_words": SETS} if found else {}
 
 
 def preprocessing(backbone: Backbone) -> dict[str, Any]:

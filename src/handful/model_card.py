@@ -26,6 +26,11 @@ CHOSEN = {
 }
 SIGNED = "<!-- written by handful {} -->"
 
+SETS = (
+    " It can also name the classes that an image may be of, with a stated coverage: `predict_set` in Python, "
+    "`handful predict --coverage 0.9`."
+)
+
 
 def model_card(facts: dict[str, Any], repo: str = "") -> str:
     """Write down for people what a checkpoint knows of itself.
@@ -185,13 +190,16 @@ def _scores(facts: dict[str, Any]) -> str:
     calibration = facts.get("calibration")
     if isinstance(calibration, dict):
         found = {name: _plain(value) for name, value in _rounded(calibration).items()}
+        weight = found.get("probability_weight")
+        more = f", plus {weight} times its largest probability," if weight else ""
         lines += [
             "",
             f"Probabilities are calibrated on {found.get('images')} held-out images: temperature "
             f"{found.get('temperature')}. Where it is asked to, it calls an image unknown whose cosine to "
-            f"the nearest class mean is below {found.get('threshold')}; stated rate of false alarms: "
+            f"the nearest class mean{more} is below {found.get('threshold')}; stated rate of false alarms: "
             f"{found.get('false_alarm')}."
-            + (" That is, none: there were too few images." if calibration.get("threshold") == -1 else ""),
+            + (" That is, none: there were too few images." if calibration.get("threshold") == -1 else "")
+            + (SETS if "balance" in calibration else ""),
         ]
     return "\n".join(lines)
 

@@ -55,6 +55,14 @@ def evaluate(
     positive: Annotated[
         str | None, typer.Option(help="A class to measure against the rest; of two, the second by default.")
     ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(help="Measure sets of classes at this coverage; 0.9 by default, if calibrated for it."),
+    ] = None,
+    by: Annotated[
+        str,
+        typer.Option(help="Whether the coverage holds over all images or in every class: all, class, auto."),
+    ] = "all",
     per_class: Annotated[
         bool, typer.Option("--per-class", help="A line for each class, of however many there are.")
     ] = False,
@@ -90,7 +98,7 @@ def evaluate(
     def use(images: ImageSet, nowhere: ImageSet | None = None) -> Evaluation:
         return measure(
             clf, images, other_classes=others, unknown=rule, positive=positive,
-            unknown_images=None if nowhere is None else nowhere.items,
+            unknown_images=None if nowhere is None else nowhere.items, coverage=coverage, by=by,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def use_both(images: ImageSet) -> Evaluation:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from handful.balance import effective_number, image_weights, is_unequal
 from handful.errors import DataError, ParameterError, check_integer, check_number
-from handful.estimator.confidence import FALSE_ALARM, TEMPERATURES, Calibration, threshold_at
+from handful.estimator.confidence import FALSE_ALARM, TEMPERATURES, Calibration, at_temperature, threshold_at
 from handful.estimator.conformal import HeldOutScores
 from handful.estimator.task import HeldOut, Task
 from handful.features import Features
@@ -26,6 +26,11 @@ from handful.selection import folds
 Refit = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Tensor, Tensor, Tensor]]
 """Fits on some images and classifies others, by their rows: logits `[M, C]` of the others, and unit features
 of both, `[N, E]` and `[M, E]`."""
+SHARE = 0.5
+"""Of the spread of cosines: with all of it, the area under the ROC curve is .008 more for left-out classes of
+CLIP, and .008 less on `mini`."""
+SMALLEST_SPREAD = 0.02
+"""Of probabilities: where all are nearly 1, one that is a little lower says little."""
 VIEWS = (
     "Probabilities and prediction sets are calibrated on augmented views of support images, which are not "
     "quite like images that come: call calibrate(images, labels) for exact ones, and for unknown='auto'."
@@ -64,15 +69,11 @@ def calibrate(
     parts = list(_held_out(rows, refit, min(count, int(shots.max()))))
     logits, truth, familiar = (torch.cat(part) for part in zip(*parts, strict=True))
     temperature = fit_temperature(logits, truth, balance)
-    return Calibration(
-        temperature,
-        threshold_at(familiar.double().numpy(), false_alarm),
-        false_alarm,
-        len(truth),
-        len(parts),
-        class_means(features(), torch.from_numpy(rows), len(class_names)),
-        held_out_scores(logits, truth, temperature, balance),
-    )
+    found = at_temperature(logits, temperature)
+    threshold, weight = unknown_rule(familiar, found, false_alarm)
+    means = class_means(features(), torch.from_numpy(rows), len(class_names))
+    scores = scores_of(found, truth, balance)
+    return Calibration(temperature, threshold, false_alarm, len(truth), len(parts), means, weight, scores)
 
 
 def of_fit(
@@ -125,19 +126,20 @@ def calibrate_by(
     ParameterError
         The logits are not `[M, C]`, or the rows are not M different ones of the support set.
     """
-    logits, rows, classes = held_out.logits.detach(), held_out.rows, len(class_names)
+    logits, rows, classes = held_out.logits.detach().float(), held_out.rows, len(class_names)
     _check_held_out(held_out, len(labels), classes)
     truth = labels[rows]
     temperature = 1.0 if held_out.calibrated else fit_temperature(check_logits(logits), truth, balance)
-    threshold, means = -1.0, torch.zeros(classes, head.width)
+    found = at_temperature(logits, temperature)
+    threshold, weight, means = -1.0, 0.0, torch.zeros(classes, head.width)
     if x is not None:
         features = head.image_features(x)
         means = class_means(features, labels, classes)
         if is_plain and not head.moves_images and len(labels.unique()) == classes:
-            familiar = familiar_without(features, labels, rows, classes)
-            threshold = threshold_at(familiar.double().numpy(), FALSE_ALARM)
-    scores = held_out_scores(logits, truth, temperature, balance)
-    return Calibration(temperature, threshold, FALSE_ALARM, len(rows), held_out.folds, means, scores)
+            cosines = nearest_without(features, labels, rows, classes)
+            threshold, weight = unknown_rule(cosines, found, FALSE_ALARM)
+    scores = scores_of(found, truth, balance)
+    return Calibration(temperature, threshold, FALSE_ALARM, len(rows), held_out.folds, means, weight, scores)
 
 
 def _check_held_out(held_out: HeldOut, images: int, classes: int) -> None:
@@ -150,13 +152,31 @@ def _check_held_out(held_out: HeldOut, images: int, classes: int) -> None:
         )
 
 
-def held_out_scores(logits: Tensor, labels: Tensor, temperature: float, balance: bool) -> HeldOutScores:
-    """Give the probability of each image's own class, for logits `[M, C]`, labels `[M]`."""
-    found = torch.softmax(check_logits(logits.float() / temperature), -1)
-    return HeldOutScores(found.gather(1, labels[:, None])[:, 0], labels, balance)
+def scores_of(probabilities: Tensor, labels: Tensor, balance: bool) -> HeldOutScores:
+    """Give the probability of each image's own class, for probabilities `[M, C]`, labels `[M]`."""
+    return HeldOutScores(probabilities.gather(1, labels[:, None])[:, 0], labels, balance)
 
 
-def familiar_without(features: Tensor, labels: Tensor, rows: Tensor, classes: int) -> Tensor:
+def unknown_rule(cosines: Tensor, probabilities: Tensor, false_alarm: float) -> tuple[float, float]:
+    """Give the threshold of familiarity, and what the largest probability counts in it.
+
+    It counts so that its spread is `SHARE` of that of the cosines.
+
+    Parameters
+    ----------
+    cosines
+        `[M]`, of held-out images to the nearest class mean.
+    probabilities
+        `[M, C]`, of the same images.
+    false_alarm
+        The stated rate.
+    """
+    largest = probabilities.max(1).values
+    weight = SHARE * float(cosines.std(correction=0) / largest.std(correction=0).clamp(min=SMALLEST_SPREAD))
+    return threshold_at((cosines + weight * largest).double().numpy(), false_alarm), weight
+
+
+def nearest_without(features: Tensor, labels: Tensor, rows: Tensor, classes: int) -> Tensor:
     """Give the cosine of some unit features to the nearest class mean, each left out of its own, `[M]`."""
     sums = class_sums(features, labels, classes)
     cosines = features[rows] @ F.normalize(sums, dim=-1).T

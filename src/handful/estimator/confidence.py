@@ -1,11 +1,12 @@
 """How sure an answer is: a temperature for probabilities, sets of classes, how familiar an image must look.
 
 All are found inside the support set, on images that were held out (`calibrating`). The temperature is Guo et
-al.'s (2017). Familiar is an image by its cosine to the nearest class mean of the support set, whatever the
-method: on `mini`, the largest probability called images of other kinds more certain than known ones (an
-area under the ROC curve of 0.1 to 0.6), and this told them apart (0.97 to 1.00). The threshold is
-conformal (Vovk et al. 2005): if an image of a known class is drawn like those held out, it falls below
-the threshold at the stated rate at most.
+al.'s (2017). How familiar an image looks is its cosine to the nearest class mean of the support set, and its
+largest probability at half of its spread: that sum does on every kind of image what the better of the two
+does. On features of CLIP the area under the ROC curve is .85 for classes that were left out (cosine .80,
+probability .85) and .99 for images of other data sets (.98 and .91). The threshold is conformal (Vovk et al.
+2005): if an image of a known class is drawn like those held out, it falls below the threshold at the stated
+rate at most.
 """
 
 from __future__ import annotations
@@ -45,13 +46,15 @@ class Calibration:
     temperature
         Logits are divided by it before the softmax.
     threshold
-        An image whose cosine to the nearest class mean is below it is unknown.
+        An image that looks less familiar is unknown; see `familiarity`.
     false_alarm
         The stated rate: images of known classes that may be called unknown.
     images, folds
         How many images were held out, and in how many folds.
     means
         `[C, E]`, of each class's unit features, scaled to unit length.
+    probability_weight
+        What the largest probability counts beside the cosine; 0 in what earlier versions saved.
     scores
         What prediction sets are made from; None in what earlier versions saved.
     """
@@ -62,6 +65,7 @@ class Calibration:
     images: int
     folds: int
     means: Tensor = field(compare=False, repr=False)
+    probability_weight: float = 0.0
     scores: HeldOutScores | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -87,16 +91,19 @@ class Calibration:
 
     def facts(self) -> dict[str, float]:
         """The numbers alone, as a checkpoint's facts hold them; the rest is among its tensors."""
-        numbers = {name: value for name, value in vars(self).items() if name not in ("means", "scores")}
+        left_out = {"means", "scores"} | ({"probability_weight"} if not self.probability_weight else set())
+        numbers = {name: value for name, value in vars(self).items() if name not in left_out}
         return numbers | ({} if self.scores is None else {"balance": self.scores.balance})
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps among its tensors."""
         return {MEANS: self.means} | ({} if self.scores is None else self.scores.tensors())
 
-    def familiarity(self, features: Tensor) -> Tensor:
-        """Cosine of unit features `[N, E]` to the nearest class mean, `[N]`."""
-        return (features @ self.means.T).max(1).values
+    def familiarity(self, features: Tensor, probabilities: Tensor) -> Tensor:
+        """Cosine of unit features `[N, E]` to the nearest class mean, and `probability_weight` times the
+        largest probability of `[N, C]`: `[N]`."""
+        nearest = (features @ self.means.T).max(1).values
+        return nearest + self.probability_weight * probabilities.max(1).values
 
 
 def threshold_at(scores: NDArray[np.float64], false_alarm: float) -> float:
@@ -116,7 +123,11 @@ def images_needed(false_alarm: float) -> int:
 
 def probabilities(logits: Tensor, calibration: Calibration | None) -> Tensor:
     """Turn logits `[..., C]` into probabilities, as calibrated."""
-    temperature = calibration.temperature if calibration else 1.0
+    return at_temperature(logits, calibration.temperature if calibration else 1.0)
+
+
+def at_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Give the softmax of logits `[..., C]` over a temperature; refuse what is not finite."""
     return torch.softmax(check_logits(logits / temperature), -1)
 
 
@@ -136,7 +147,8 @@ def classify(
     found = probabilities(head.read(x), calibration)
     if calibration is None or unknown != "auto":
         return Answer(found, found.max(1).values < float(unknown or 0))
-    return Answer(found, calibration.familiarity(head.image_features(x)) < calibration.threshold)
+    familiarity = calibration.familiarity(head.image_features(x), found)
+    return Answer(found, familiarity < calibration.threshold)
 
 
 def check_unknown(calibration: Calibration | None, unknown: float | str | None) -> None:
@@ -172,6 +184,7 @@ def read_calibration(
         found = Calibration(**facts, means=means, scores=scores)
         check_number("threshold", found.threshold, -1)
         check_number("false_alarm", found.false_alarm, 0)
+        check_number("probability_weight", found.probability_weight, 0)
         if check_number("temperature", found.temperature, TEMPERATURES[0] / 2) > 2 * TEMPERATURES[1]:
             raise unexpected("temperature", found.temperature, f"a number within {TEMPERATURES}")
         for name in ("images", "folds"):

@@ -165,10 +165,10 @@ def set_rule(
     return SetRule(coverage, scores.probabilities[order].double()[places], by, empty)
 
 
-def can_state(scores: HeldOutScores, class_names: Sequence[str], coverage: float) -> bool:
-    """Whether enough images were held out for sets at a coverage, from all of them."""
+def can_state(scores: HeldOutScores, class_names: Sequence[str], coverage: float, by: By = "all") -> bool:
+    """Whether enough images were held out for sets at a coverage."""
     try:
-        set_rule(scores, class_names, coverage)
+        set_rule(scores, class_names, coverage, by)
     except ParameterError:
         return False
     return True

@@ -20,6 +20,7 @@ from handful.data import ImageSet
 from handful.data.given import as_items
 from handful.errors import DataError
 from handful.estimator import FewShotClassifier
+from handful.estimator.conformal import By
 from handful.evaluation.answers import Answers, ask, zero_shot_beside
 from handful.evaluation.inputs import Known, OtherClasses, read_known, read_positive
 from handful.evaluation.measures import (
@@ -30,15 +31,18 @@ from handful.evaluation.measures import (
     Confusion,
     Mistake,
     Seen,
+    Sets,
     Unknown,
     binary,
     check_rule,
     class_scores,
     confusion_matrix,
     confusions,
+    measure_sets,
     measure_unknown,
     mistakes,
     seen_before,
+    sets_rule,
 )
 from handful.evaluation.notes import notes_on
 from handful.metrics import Beside, beside
@@ -53,6 +57,7 @@ __all__ = [
     "Evaluation",
     "Mistake",
     "Seen",
+    "Sets",
     "Unknown",
     "evaluate",
 ]
@@ -86,6 +91,8 @@ class Evaluation:
         One class against the rest, where there are two or a positive one was named.
     unknown
         How well images of no class are known, where it was asked for.
+    sets
+        How often prediction sets hold the class of an image, where the classifier can give any.
     left_out
         Images of classes that the classifier does not know, by class, where these were left out.
     notes
@@ -105,6 +112,7 @@ class Evaluation:
     seen: Seen | None = None
     binary: Binary | None = None
     unknown: Unknown | None = None
+    sets: Sets | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -162,7 +170,7 @@ class Evaluation:
             "class_names": self.class_names, "confusion": self.confusion.tolist(),
             "confusions": [asdict(one) for one in self.confusions],
             "errors": [asdict(one) for one in self.errors],
-            **{name: value and asdict(value) for name in ("seen", "binary", "unknown")
+            **{name: value and asdict(value) for name in ("seen", "binary", "unknown", "sets")
                for value in [getattr(self, name)]},
             "left_out": self.left_out, "notes": self.notes,
         }  # fmt: skip
@@ -196,6 +204,8 @@ def evaluate(
     unknown: float | str | None = None,
     unknown_images: Sequence[ImageLike] | None = None,
     positive: str | None = None,
+    coverage: float | None = None,
+    by: By = "all",
 ) -> Evaluation:
     """Score a fitted classifier on images of its classes, beside zero-shot.
 
@@ -217,6 +227,9 @@ def evaluate(
     positive
         A class that is measured against the rest. Of two classes it is the second, in label order, as
         scikit-learn takes it, unless the other one is named.
+    coverage, by
+        Of the prediction sets that are measured; see `predict_set`. Without a coverage 0.9, where enough
+        images were held out for it.
 
     Raises
     ------
@@ -225,12 +238,12 @@ def evaluate(
     UnreadableImages
         Some can't be read.
     ParameterError
-        The rule is `"auto"`, and the classifier is not calibrated.
+        The rule is `"auto"`, or a coverage is asked for, and the classifier is not calibrated.
     """
     fitted = clf.fitted_
     rule = "auto" if unknown is None and unknown_images is not None else unknown
     check_rule(fitted, rule)
-    row = read_positive(clf, positive)
+    row, rule_of_sets = read_positive(clf, positive), sets_rule(clf, coverage, by)
     known = read_known(clf, images, labels, other_classes)
     outside = list(as_items(unknown_images)) if unknown_images is not None else []
     if unknown_images is not None and not outside:
@@ -242,7 +255,8 @@ def evaluate(
     answers = ask(clf, known.items, zero_shot_beside(clf), familiar=rule == "auto")
     others = ask(clf, outside, familiar=rule == "auto") if outside else None
     found = None if rule is None else measure_unknown(fitted, rule, answers, others)
-    return _summary(clf, known, answers, row, found, left_out)
+    sets = None if rule_of_sets is None else measure_sets(rule_of_sets, answers, known.truth)
+    return _summary(clf, known, answers, row, found, sets, left_out)
 
 
 def _summary(
@@ -251,6 +265,7 @@ def _summary(
     answers: Answers,
     positive: int | None,
     unknown: Unknown | None,
+    sets: Sets | None,
     left_out: dict[str, int],
 ) -> Evaluation:
     """Measure answers."""
@@ -273,6 +288,7 @@ def _summary(
         seen,
         None if positive is None else binary(answers, truth, names, positive),
         unknown,
+        sets,
         left_out,
         notes_on(scores, len(names), seen, unknown, left_out, balanced),
     )

@@ -76,7 +76,8 @@ def ask(
         x = part.values
         logits.append(head.read(x))
         if familiar and calibration is not None:
-            familiarity.append(calibration.familiarity(head.image_features(x)))
+            shares = probabilities(logits[-1], calibration)
+            familiarity.append(calibration.familiarity(head.image_features(x), shares))
         if on_pixels:
             digests += part.digests
             plain += [zero.head_.read(backbone.encode_image(x).cpu())] if zero else []

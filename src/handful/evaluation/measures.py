@@ -1,4 +1,4 @@
-"""Measures beside accuracy: by class, of one class, of images seen before, and of images of no class."""
+"""Measures beside accuracy: by class, of one class, of sets, of images seen before, and of no class."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from handful.errors import DataError, ParameterError, check_number, unexpected
-from handful.estimator import Fitted
+from handful.estimator import FewShotClassifier, Fitted
+from handful.estimator.conformal import COVERAGE, By, SetRule, can_state
 from handful.estimator.seen import SUPPORT, VALIDATION, shorten
 from handful.evaluation.answers import Answers
-from handful.metrics import Interval, accuracy, interval
+from handful.metrics import Interval, accuracy, beside, interval
 
 BY_FAMILIARITY, BY_PROBABILITY = "familiarity", "probability"
 
@@ -132,6 +134,64 @@ class Unknown:
     auroc: float | None
     false_alarms_interval: Interval
     found_interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Sets:
+    """How often prediction sets hold the class of an image, and how large they are; shares are 0 to 1.
+
+    Attributes
+    ----------
+    stated, by
+        The coverage that was asked for, and whether over all images or in every class.
+    coverage, balanced_coverage
+        Share of the images whose class is in their set; and the mean over the classes that have images.
+    size
+        Classes in a set, on average.
+    singletons, empty
+        Share of the sets that hold one class, and of those that hold none.
+    coverage_interval, balanced_coverage_interval
+        95 %, over images.
+    """
+
+    stated: float
+    by: str
+    coverage: float
+    balanced_coverage: float
+    size: float
+    singletons: float
+    empty: float
+    coverage_interval: Interval
+    balanced_coverage_interval: Interval
+
+
+def measure_sets(rule: SetRule, answers: Answers, truth: NDArray[np.int64]) -> Sets:
+    """Measure prediction sets on images of the classes."""
+    inside = rule.mask(torch.from_numpy(answers.probabilities)).numpy()
+    covered = inside[np.arange(len(truth)), truth]
+    plain, balanced = (beside(covered, covered, groups) for groups in (None, truth))
+    sizes = inside.sum(1)
+    return Sets(
+        rule.coverage, rule.by, plain.accuracy, balanced.accuracy, float(sizes.mean()),
+        float((sizes == 1).mean()), float((sizes == 0).mean()),
+        plain.accuracy_interval, balanced.accuracy_interval,
+    )  # fmt: skip
+
+
+def sets_rule(clf: FewShotClassifier, coverage: float | None, by: By) -> SetRule | None:
+    """Give the rule that is measured; without a coverage `COVERAGE`, where the classifier can state it.
+
+    Raises
+    ------
+    ParameterError
+        A coverage was asked for, and it can't.
+    """
+    if coverage is not None:
+        return clf.set_rule(coverage, by)
+    scores = clf.calibration_ and clf.calibration_.scores
+    if not scores or not can_state(scores, clf.class_names_, COVERAGE, by):
+        return None
+    return clf.set_rule(COVERAGE, by)
 
 
 def class_scores(

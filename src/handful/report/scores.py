@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from handful.evaluation import BY_FAMILIARITY, Evaluation
+from handful.evaluation import BY_FAMILIARITY, Evaluation, Sets
 from handful.metrics import Beside, Interval
 
 MOST_CONFUSED = 5
@@ -50,8 +50,20 @@ def rest_lines(found: Evaluation, whole: bool) -> Iterator[str]:
             f"positive is {one.positive}: sensitivity {_percent(one.sensitivity)}, specificity "
             f"{_percent(one.specificity)}, AUC {auc}"
         )
+    if found.sets is not None:
+        yield _sets_line(found.sets)
     if found.unknown is not None:
         yield from _unknown_lines(found)
+
+
+def _sets_line(one: Sets) -> str:
+    where = ", by class" if one.by == "class" else ""
+    covered = _percent(one.coverage, one.coverage_interval)
+    balanced = _percent(one.balanced_coverage, one.balanced_coverage_interval)
+    return (
+        f"sets at {_percent(one.stated)}{where}: the class is in {covered}, mean over classes {balanced}; "
+        f"{one.size:.2f} classes on average, one in {_percent(one.singletons)}, none in {_percent(one.empty)}"
+    )
 
 
 def _unknown_lines(found: Evaluation) -> Iterator[str]:

@@ -22,8 +22,9 @@ from starlette.requests import ClientDisconnect
 from handful.backbones import Backbone
 from handful.errors import DataError, HandfulError
 from handful.estimator import FewShotClassifier
+from handful.estimator.conformal import SetRule
 from handful.serve.callers import Hosts, Origins
-from handful.serve.classifiers import best_classes, describe
+from handful.serve.classifiers import Prediction, best_classes, describe, likely_classes, sets_at
 from handful.serve.draft_routes import add_drafts
 from handful.serve.drafts import Drafts
 from handful.serve.engine import Busy, Engine, Limits
@@ -149,13 +150,19 @@ def _add_predict(app: FastAPI, engine: Engine) -> None:
         request: Request,
         model: Annotated[list[str] | None, Query(description="All by default.")] = None,
         top: Annotated[int, Query(ge=1, le=1000, description="Classes of each answer.")] = TOP,
+        coverage: Annotated[
+            float | None, Query(gt=0, lt=1, description="Rate at which the class is to be in the `set`.")
+        ] = None,
     ) -> Response:
         """Classify images by each model: one as the body, multipart files called `images`, or JSON.
 
         JSON holds files in base64 or as data URIs: `{"image": "..."}`, or `{"images": ["...", "..."]}`.
 
-        `unknown` is null where a model can't say: it is not calibrated, or on too few images. An image
-        that can't be used has an `error` of its own; if it is the only one, the status is 422.
+        `unknown` is null where a model can't say: it is not calibrated, or on too few images. With a
+        `coverage` each answer has a `set`: the classes that the image may be of, none where none is likely;
+        a model that is calibrated on too few images for it is refused with 422.
+
+        An image that can't be used has an `error` of its own; if it is the only one, the status is 422.
         """
         names = list(engine.models) if not model else list(dict.fromkeys(model))
         for name in names:
@@ -163,6 +170,7 @@ def _add_predict(app: FastAPI, engine: Engine) -> None:
                 raise HTTPException(404, f"Got model={name!r}, expected one of {list(engine.models)}.")
         if not names:
             raise HTTPException(404, "No model is served: start with `handful serve MODEL`.")
+        rules = sets_at(coverage, {name: engine.models[name] for name in names})
         uploads = await read_uploads(request, engine.limits)
         if engine.waiting + len(uploads) > engine.limits.waiting:
             raise Busy
@@ -174,13 +182,7 @@ def _add_predict(app: FastAPI, engine: Engine) -> None:
             except DataError as error:
                 return {"image": upload[0], "error": str(error)}
             answers = {
-                name: {
-                    "predictions": [
-                        {"class": label, "probability": round(probability, 6)}
-                        for label, probability in best_classes(engine.models[name], predicted, top)
-                    ],
-                    "unknown": predicted.is_unknown,
-                }
+                name: _answer(engine.models[name], predicted, top, rules.get(name))
                 for name, predicted in answer.predicted.items()
             }
             return {"image": upload[0], "answers": answers}
@@ -194,6 +196,17 @@ def _add_predict(app: FastAPI, engine: Engine) -> None:
             raise HTTPException(422, ". ".join(filter(None, (reason, hint(request)))))
         milliseconds = round(1000 * (time.perf_counter() - start), 1)
         return Json({"results": results, "milliseconds": milliseconds})
+
+
+def _answer(clf: FewShotClassifier, predicted: Prediction, top: int, rule: SetRule | None) -> dict[str, Any]:
+    return {
+        "predictions": [
+            {"class": label, "probability": round(probability, 6)}
+            for label, probability in best_classes(clf, predicted, top)
+        ],
+        "unknown": predicted.is_unknown,
+        **({} if rule is None else {"set": likely_classes(clf, predicted, rule)}),
+    }
 
 
 # -- how the server does ---------------------------------------------------------------------------

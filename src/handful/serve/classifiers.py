@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from handful import checkpoint
 from handful.backbones import Backbone
-from handful.errors import DataError, HandfulError, unexpected
+from handful.errors import DataError, HandfulError, ParameterError, unexpected
 from handful.estimator import FewShotClassifier
 from handful.estimator.confidence import classify
+from handful.estimator.conformal import COVERAGE, SetRule, can_state
 from handful.estimator.explaining import Evidence
 from handful.features import Features
 from handful.heads import Support
@@ -81,6 +82,7 @@ def describe(clf: FewShotClassifier) -> dict[str, Any]:
         "selection": clf.selection_,
         "calibration": clf.calibration_.facts() if clf.calibration_ else None,
         "can_tell_unknown": _unknown(clf) is not None,
+        "can_give_sets": _can_give_sets(clf),
     }
 
 
@@ -104,6 +106,36 @@ def best_classes(clf: FewShotClassifier, prediction: Prediction, top: int) -> li
     """Give the `top` most probable classes with their probabilities, best first."""
     order = prediction.probabilities.argsort(descending=True)[:top].tolist()
     return [(clf.class_names_[row], float(prediction.probabilities[row])) for row in order]
+
+
+def sets_at(coverage: float | None, models: Mapping[str, FewShotClassifier]) -> dict[str, SetRule]:
+    """Give each model's rule for sets, by its name; none without a coverage.
+
+    Raises
+    ------
+    ParameterError
+        A model can't state the coverage.
+    """
+    found: dict[str, SetRule] = {}
+    if coverage is None:
+        return found
+    for name, clf in models.items():
+        try:
+            found[name] = clf.set_rule(coverage)
+        except ParameterError as error:
+            raise ParameterError(f"{name}: {error}") from error
+    return found
+
+
+def likely_classes(clf: FewShotClassifier, prediction: Prediction, rule: SetRule) -> list[str]:
+    """Give the classes of a prediction set, the most likely first."""
+    return [clf.class_names_[row] for row in rule.rows(prediction.probabilities[None])[0]]
+
+
+def _can_give_sets(clf: FewShotClassifier) -> bool:
+    """Whether a classifier can state the usual coverage."""
+    scores = clf.calibration_ and clf.calibration_.scores
+    return bool(scores) and can_state(clf.held_out_scores(), clf.class_names_, COVERAGE)
 
 
 def _unknown(clf: FewShotClassifier) -> Literal["auto"] | None:
@@ -213,7 +245,7 @@ def support_of(
 
 def explain(
     clf: FewShotClassifier, feature: Tensor, top: int
-) -> tuple[list[tuple[str, float]], bool | None, list[Evidence]]:
+) -> tuple[list[tuple[str, float]], bool | None, list[str] | None, list[Evidence]]:
     """Classify an image by its raw feature `[E]`, and say which support images decided.
 
     Returns
@@ -222,6 +254,8 @@ def explain(
         All classes with their probabilities, best first.
     is_unknown
         None where the classifier can't say.
+    likely
+        The classes of its set at the usual coverage; None where the classifier can't say.
     support
         At most `top` images, by the titles that `fit` was given.
     """
@@ -229,7 +263,11 @@ def explain(
     probabilities, is_unknown = clf.classify(query, unknown)
     order = probabilities[0].argsort()[::-1]
     classes = [(clf.class_names_[row], float(probabilities[0, row])) for row in order]
-    return classes, bool(is_unknown[0]) if unknown else None, clf.explain(query, top).support
+    likely = None
+    if _can_give_sets(clf):
+        prediction = Prediction(torch.from_numpy(probabilities[0]), None)
+        likely = likely_classes(clf, prediction, clf.set_rule(COVERAGE))
+    return classes, bool(is_unknown[0]) if unknown else None, likely, clf.explain(query, top).support
 
 
 def notes_of(clf: FewShotClassifier) -> str:

@@ -49,12 +49,15 @@ class DraftPrediction:
         All classes with their probabilities, best first.
     is_unknown
         None where the classifier can't say.
+    likely
+        The classes of its set at the usual coverage; None where the classifier can't say.
     support
         The images that decided, each with its class and its share.
     """
 
     classes: list[tuple[str, float]]
     is_unknown: bool | None
+    likely: list[str] | None
     support: list[tuple[SupportImage, str, float]]
 
 
@@ -211,10 +214,10 @@ class Draft:
         """Classify an image by its raw feature `[E]`, and say which images decided, `top` at most."""
         if self.clf is None:
             raise DataError("Got fewer than two classes: name another one first.")
-        classes, is_unknown, support = classifiers.explain(self.clf, feature, top)
+        classes, is_unknown, likely, support = classifiers.explain(self.clf, feature, top)
         images = {image.title: image for image in self.images()}
         decided = [(images[one.image], one.class_name, one.share) for one in support]
-        return DraftPrediction(classes, is_unknown, decided)
+        return DraftPrediction(classes, is_unknown, likely, decided)
 
     def thumbnail(self, number: int) -> bytes:
         """Give an image as a small JPEG."""

@@ -14,6 +14,7 @@ from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
 
 from handful.errors import DataError, HandfulError
+from handful.estimator.conformal import COVERAGE
 from handful.serve.classifiers import ONLINE, notes_of
 from handful.serve.draft import Draft, DraftPrediction
 from handful.serve.draft_zip import write_zip
@@ -214,6 +215,8 @@ def _prediction(predicted: DraftPrediction) -> dict[str, Any]:
             {"class": name, "probability": round(value, 6)} for name, value in predicted.classes
         ],
         "unknown": predicted.is_unknown,
+        "set": predicted.likely,
+        "coverage": COVERAGE,
         "support": [
             {"id": one.id, "name": one.name, "class": name, "share": round(share, 6),
              "has_picture": one.file is not None}

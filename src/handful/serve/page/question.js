@@ -7,6 +7,7 @@ import { picture } from "./pictures.js";
 
 const BARS = 6;
 const BUTTONS = 12;
+const LISTED = 5;
 
 let asked = {};
 
@@ -52,20 +53,28 @@ function ask() {
   });
 }
 
-function showAnswer({ predictions, unknown, support, milliseconds }) {
+function showAnswer({ predictions, unknown, set, coverage, support, milliseconds }) {
   const top = predictions.slice(0, BARS);
   const best = `${top[0].class} (${percent(top[0].probability)})`;
   at("headline").textContent = unknown ? `Unknown: the nearest is ${best}` : best;
   at("headline").classList.toggle("unsure", unknown === true);
   const known = unknown === false ? "Not unknown. " : "";
   const verdict = unknown ? "Like none of these classes. " : known;
-  at("facts").textContent = `${verdict}Answered in ${time(milliseconds)}.`;
+  at("facts").textContent = `${verdict}${likely(set, coverage)}Answered in ${time(milliseconds)}.`;
   showBars(top);
   const title = support.length ? "Images that decided" : "No image decided: the names alone did";
   at("support-title").textContent = title;
   at("support").replaceChildren(...support.map(supportImage));
   showCorrections(top.map((each) => each.class));
   at("answer").hidden = false;
+}
+
+function likely(set, coverage) {
+  if (!set) return "";
+  if (!set.length) return "None of these is likely. ";
+  const more = set.length > LISTED ? ` and ${set.length - LISTED} more` : "";
+  const words = set.slice(0, LISTED).join(", ") + more;
+  return `At ${percent(coverage)} ${set.length > 1 ? "one of" : "only"}: ${words}. `;
 }
 
 function showBars(top) {
