@@ -14,6 +14,7 @@ from sklearn import metrics as theirs
 import handful
 from handful import metrics
 from handful.evaluation import Evaluation, evaluate
+from handful.evaluation.notes import notes_on
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -110,6 +111,11 @@ def test_sets_are_measured_on_the_images(
     assert code and "it takes 99" in err
     code, _, err = call("evaluate", calibrated, test, "--by", "class", "--coverage", "0.9")
     assert code and "it takes 9 of each" in err
+    notes = [note for note in found.notes if note.startswith("Sets hold")]
+    assert bool(notes) == (found.sets.balanced_coverage_interval[1] < 0.9)
+    strict = replace(found.sets, balanced_coverage_interval=(0.7, 0.89), balanced_coverage=0.8)
+    (note,) = notes_on(found.class_scores, 10, None, None, {}, found.balanced, strict)[:1]
+    assert note.startswith("Sets hold the class of 80.0 % of these images, fewer than the stated 90 %")
     plain = handful.ZeroShot("mini").fit(class_names=clf.class_names_).save(tmp_path / "plain")
     code, text, _ = call("evaluate", plain, test, "--json")
     assert code == 0 and json.loads(text)["sets"] is None

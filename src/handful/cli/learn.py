@@ -76,8 +76,8 @@ def fit(
     calibrate: Annotated[
         float | None,
         typer.Option(
-            help="Calibrate probabilities inside the support set, and call images unknown at this "
-            "false-alarm rate, as 0.05."
+            help="Calibrate probabilities and sets of classes inside the support set, and call images unknown "
+            "at this false-alarm rate, as 0.05."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where to save the classifier.")] = Path("handful-model"),

@@ -290,5 +290,5 @@ def _summary(
         unknown,
         sets,
         left_out,
-        notes_on(scores, len(names), seen, unknown, left_out, balanced),
+        notes_on(scores, len(names), seen, unknown, left_out, balanced, sets),
     )

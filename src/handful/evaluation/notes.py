@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from handful.evaluation.measures import BY_FAMILIARITY, ClassScore, Seen, Unknown
+from handful.evaluation.measures import BY_FAMILIARITY, ClassScore, Seen, Sets, Unknown
 from handful.metrics import Beside
 
 FEW = 10
@@ -20,11 +20,12 @@ def notes_on(
     unknown: Unknown | None,
     left_out: Mapping[str, int],
     balanced: Beside,
+    sets: Sets | None = None,
 ) -> tuple[str, ...]:
     """Say what to know of the figures; what makes them worthless first."""
     found = [
-        _seen(seen), _worse(balanced), _unknown(unknown), _left_out(left_out), _absent(scores, classes),
-        _few(scores),
+        _seen(seen), _worse(balanced), _unknown(unknown), _sets(sets), _left_out(left_out),
+        _absent(scores, classes), _few(scores),
     ]  # fmt: skip
     return tuple(note for note in found if note)
 
@@ -55,6 +56,16 @@ def _unknown(unknown: Unknown | None) -> str:
     return (
         "The classifier was calibrated on too few images to call any image unknown at the stated rate: "
         "calibrate on more, or with a higher rate."
+    )
+
+
+def _sets(sets: Sets | None) -> str:
+    if sets is None or sets.balanced_coverage_interval[1] >= sets.stated:
+        return ""
+    return (
+        f"Sets hold the class of {100 * sets.balanced_coverage:.1f} % of these images, fewer than the stated "
+        f"{100 * sets.stated:g} %, and not by chance: the images differ from the support set. "
+        "Calibrate on some like these."
     )
 
 
