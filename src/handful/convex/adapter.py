@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from handful.convex.basis import principal
@@ -60,19 +61,24 @@ def adapt(
 
 def adapted(
     x: Tensor, labels: Tensor, text: Tensor, scale: float, strength: float, weights: Tensor | None = None,
-    *, steps: int, tolerance: float, start: Tensor | None = None,
+    *, steps: int, tolerance: float, start: Tensor | None = None, features: Tensor | None = None,
 ) -> tuple[Tensor, list[float]]:  # fmt: skip
-    """Give M as `adapt`, and the loss at every evaluation."""
+    """Give M as `adapt`, and the loss at every evaluation.
+
+    With `features` `[N, E]` what is moved is these, by `x M`, x of another width H: M is `[H, E]`.
+    """
+    features = x if features is None else features
     basis = principal(x)
     images, pull = x @ basis, strength * (scale / 100) ** 2  # [N, R]
     share = torch.full_like(x[:, 0], 1 / len(x)) if weights is None else weights.to(x.dtype) / len(x)
-    chances = (scale * x @ text.T).softmax(1)
+    chances = (scale * F.normalize(features, dim=-1) @ text.T).softmax(1)
     mean = chances @ text
     bend = (text * (share @ chances)[:, None]).T @ text - (mean * share[:, None]).T @ mean
     bends, turn = torch.linalg.eigh(bend.double())
     turn, bends = turn.to(x.dtype), bends.clamp(min=0).to(x.dtype)
-    turned, names = x @ turn, text @ turn  # [N, E], [C, E]
-    rough = scale**2 * torch.outer(share @ images.square(), bends) + 2 * pull + TINY
+    turned, names = features @ turn, text @ turn  # [N, E], [C, E]
+    near = share / features.square().sum(1).clamp(min=1e-12)
+    rough = scale**2 * torch.outer(near @ images.square(), bends) + 2 * pull + TINY
     rough = (rough * rough.max()).sqrt()
 
     def evaluate(moved: Tensor) -> tuple[Tensor, Tensor]:

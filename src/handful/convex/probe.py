@@ -91,3 +91,22 @@ def probe(
     rough = (rough * rough.max()).sqrt()  # surer images bend less: halfway to alike needs the fewest steps
     moved, losses = minimize(evaluate, begin, rough.expand_as(begin), most, tolerance, start is not None)
     return text + moved @ basis.T, losses
+
+
+def default_strength(labels: Tensor, scale: float) -> float:
+    """Give the strength of the penalty for K images of a class, `300 / K (scale / 100)^2`.
+
+    At 4 images of a class it is as strong as CLAP's penalty on raw text features of CLIP, whose norm is 8 to
+    9; it is weaker where more images say what a class is.
+    """
+    classes = max(len(labels.unique()), 1)
+    return 300 * classes / max(len(labels), 1) * (scale / 100) ** 2
+
+
+def class_confidence(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean zero-shot probability of each class over its own images, `[C]`: CLAP's lambda; 1 without any."""
+    classes = logits.shape[1]
+    own = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    counts = torch.bincount(labels, minlength=classes)
+    sums = own.new_zeros(classes).index_add_(0, labels, own)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), 1.0)
