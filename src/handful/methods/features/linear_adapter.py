@@ -29,8 +29,8 @@ class LinearAdapter(FewShotClassifier):
         cross_entropy(scale norm(x + x M) T^T, y) + strength (scale / 100)^2 |M|^2
 
     with the sum of squares. It moves images, not classes, so what it learned serves other names too. The
-    published code trains `1 + M` by Adam; here L-BFGS starts at 0 and goes to the minimum, which needs 20 to 40
-    evaluations and has no learning rate.
+    published code trains `1 + M` by Adam; here L-BFGS starts at 0 and goes to the minimum, which needs 20 to
+    40 evaluations and has no learning rate.
 
     Parameters
     ----------

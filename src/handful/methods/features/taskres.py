@@ -4,7 +4,6 @@ for Tuning Vision-Language Models)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -42,7 +41,7 @@ class Residual(nn.Module):
 class TaskRes(FewShotClassifier):
     """Class weights `norm(t + alpha x)`: a residual x of each class, on frozen raw text features t.
 
-    Equation 3 of the article. x starts at 0, where this is zero-shot. The length of t decides how far a step
+    x starts at 0, where this is zero-shot. The length of t decides how far a step
     turns a class weight, so t is the mean of the raw features of its prompts. (The article's "enhanced" base
     classifier is another text projection for each data set, shipped as files: it is not here.)
 
@@ -98,8 +97,7 @@ class TaskRes(FewShotClassifier):
         if isinstance(self.lr, str) and self.lr == "auto":
             published = MANY if len(task.class_names) >= IMAGENET else AT_100
             own["lr"] = published * 100 / task.scale
-        plain = replace(super().schedule(task, **own), optimizer="adam", momentum=0.9)
-        return plain
+        return super().schedule(task, optimizer="adam", **own)
 
     def learn(self, task: Task) -> Learned:
         """Train the residual."""

@@ -3,11 +3,11 @@ Last Visual Projector: A Few-Shot Cornucopia)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -84,19 +84,19 @@ class ProLIP(FewShotClassifier):
 
         cross_entropy(scale norm(h P) T^T, y) + strength |P - P0|^2
 
-    with the sum of squares (equations 3 and 4). No validation set: the strength follows from the shots.
+    with the sum of squares. No validation set: the strength follows from the shots.
 
     Parameters
     ----------
     backbone
         A backbone whose image tower ends in a linear projection, or the name of one.
     strength
-        Of the penalty. `"shots"`: `1 / K` for K images of a class in the mean; `"squared-shots"`: `1 / K^2`, the
-        other published choice, as good; both times `(scale / 100)^2`. A number is taken as it is.
+        Of the penalty. `"shots"`: `1 / K` for K images of a class in the mean; `"squared-shots"`: `1 / K^2`,
+        the other published choice, as good; both times `(scale / 100)^2`. A number is taken as it is.
     solver
-        `"published"`: Adam (eps 1e-4) with a cosine over `epochs` steps, the whole support set at each, one view
-        after the other. `"minimum"`: L-BFGS on all views together, to the end. The published one stops on its
-        way, which is part of what keeps it near CLIP, and is the default.
+        `"published"`: Adam (eps 1e-4) with a cosine over `epochs` steps, the whole support set at each, one
+        view after the other. `"minimum"`: L-BFGS on all views together, to the end. The published one stops
+        on its way, which is part of what keeps it near CLIP, and is the default.
     templates
         Of the text classifier.
     epochs
@@ -194,13 +194,7 @@ class ProLIP(FewShotClassifier):
         return ProjectionHead(task.class_weights, task.scale, learned)
 
 
-class one_view_each:  # noqa: N801
-    """Epochs of one step: the whole support set, seen in one view after the other, from the second on."""
-
-    def __init__(self, hidden: Tensor, labels: Tensor) -> None:
-        self.hidden, self.labels, self.done = hidden, labels, 0
-
-    def __call__(self) -> Iterator[Batch]:
-        """Give the next epoch."""
-        self.done += 1
-        yield self.hidden[:, self.done % self.hidden.shape[1]], self.labels
+def one_view_each(hidden: Tensor, labels: Tensor) -> Callable[[], list[Batch]]:
+    """Give epochs of one step: the whole support set, one view after the other, from the second on."""
+    step = count(1)
+    return lambda: [(hidden[:, next(step) % hidden.shape[1]], labels)]
