@@ -169,6 +169,24 @@ class TextHead(CosineHead):
 
 
 @dataclass(frozen=True)
+class MatrixHead(TextHead):
+    """Class weights, and images moved by a matrix: `norm(x + x M)`, `adapter` M `[E, E]`, x of unit norm."""
+
+    kind: ClassVar[str] = "matrix"
+
+    def image_features(self, x: Tensor) -> Tensor:
+        """Move features, `[N, E]`."""
+        x = super().image_features(x)
+        return F.normalize(x + x @ self.learned["adapter"], dim=-1)
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], context: HeadContext) -> Self:
+        """Check the matrix against the class weights, and build."""
+        expect(tensors, {"class_weights": (len(context.class_names), "E"), "adapter": ("E", "E")})
+        return super().restore(tensors, settings, context)
+
+
+@dataclass(frozen=True)
 class LinearHead(Head):
     """`f @ W.T + b` on raw features, or, `unit`, on features of unit norm: whatever is linear in an image."""
 

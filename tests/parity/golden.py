@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -55,6 +56,9 @@ class Golden:
             return float("inf")
         if key in SETS:
             return float(sorted(theirs.tolist()) != sorted(ours.tolist()))
+        if not torch.equal(ours.isnan(), theirs.isnan()):
+            return float("inf")
+        ours, theirs = ours.nan_to_num(), theirs.nan_to_num()
         away = ours.double() - theirs.double()
         large = ".logits" in key or key.endswith("logits")
         if ".grad" in key or key.startswith(RELATIVE) or (large and theirs.abs().max() > 60):
@@ -68,6 +72,9 @@ class Golden:
         """Where the tensor of a trained key started."""
         if key == "tip_f.keys_trained":
             return self.tensors["support"]
+        if key.startswith("prolip."):
+            start = self.tensors["prolip.param.projection"]
+            return start.T if key.endswith("trained.weight") else start
         if key.startswith("clip_adapter"):
             return self.tensors[key.replace(".trained.", ".")]
         return self.tensors[key.replace(".ctx_trained", ".ctx").replace(".trained.", ".param.")]

@@ -261,6 +261,21 @@ def split_projection(visual: nn.Module, pixels: Tensor) -> tuple[Tensor, Callabl
     return visual(pixels), lambda x: x
 
 
+def final_projection(visual: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Give the final linear projection of an image tower, `f = h P + b`: P `[H, E]`, b `[E]` (0 in a ViT).
+
+    None where there is none, or more than a linear one.
+    """
+    proj, pool, head = (getattr(visual, name, None) for name in ("proj", "attnpool", "head"))
+    if isinstance(proj, Tensor):
+        return proj.detach().float(), torch.zeros(proj.shape[1])
+    layer = getattr(pool, "c_proj", None) if pool is not None else getattr(head, "proj", None)
+    if not isinstance(layer, nn.Linear):
+        return None
+    weight = layer.weight.detach().float().T
+    return weight, weight.new_zeros(weight.shape[1]) if layer.bias is None else layer.bias.detach().float()
+
+
 def _twin(module: nn.Module, **other: Tensor | nn.Module | None) -> nn.Module:
     """Give a module that shares all but some parameters or children with another, which stays as it is."""
     twin = copy.copy(module)

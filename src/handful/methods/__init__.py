@@ -14,9 +14,13 @@ from handful.backbones import Backbone, recorded_files, reload_backbone
 from handful.errors import BackboneError, CheckpointError, unexpected
 from handful.estimator import FewShotClassifier
 from handful.methods.features.clip_adapter import ClipAdapter
+from handful.methods.features.cross_modal_probe import CrossModalProbe
+from handful.methods.features.linear_adapter import LinearAdapter
 from handful.methods.features.linear_probe import LinearProbe
 from handful.methods.features.logistic_probe import LogisticProbe
+from handful.methods.features.lp_plus_plus import LPPlusPlus
 from handful.methods.features.meta_adapter import MetaAdapter
+from handful.methods.features.taskres import TaskRes
 from handful.methods.features.text_tuning import TextTuning
 from handful.methods.features.tip_adapter import TipAdapter
 from handful.methods.features.tip_adapter.trained import TipAdapterF
@@ -25,6 +29,7 @@ from handful.methods.text.cocoop import CoCoOp
 from handful.methods.text.coop import CoOp
 from handful.methods.towers.fine_tuning import FineTuning
 from handful.methods.towers.mma import MMA
+from handful.methods.towers.prolip import ProLIP
 
 __all__ = [
     "METHODS",
@@ -32,10 +37,15 @@ __all__ = [
     "ClipAdapter",
     "CoCoOp",
     "CoOp",
+    "CrossModalProbe",
     "FineTuning",
+    "LPPlusPlus",
+    "LinearAdapter",
     "LinearProbe",
     "LogisticProbe",
     "MetaAdapter",
+    "ProLIP",
+    "TaskRes",
     "TextTuning",
     "TipAdapter",
     "TipAdapterF",
@@ -55,6 +65,11 @@ METHODS: dict[str, type[FewShotClassifier]] = {
         MetaAdapter,
         ClipAdapter,
         TextTuning,
+        LinearAdapter,
+        TaskRes,
+        LPPlusPlus,
+        CrossModalProbe,
+        ProLIP,
         FineTuning,
         CoOp,
         CoCoOp,
