@@ -12,7 +12,7 @@ FLOORS = (
     ("errors", "files", "names", "progress", "types"),
     ("balance", "metrics", "model_card", "resume", "schedule"),
     ("backbones", "checkpoint", "data"),
-    ("heads", "search", "selection"),
+    ("heads", "left_out", "search", "selection"),
     ("features", "towers", "train"),
     ("prompts", "refiner"),
     ("estimator",),

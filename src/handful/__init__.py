@@ -37,15 +37,18 @@ if TYPE_CHECKING:
     from handful.hub import pull, push
     from handful.meta_training import meta_train
     from handful.methods import (
+        GDA,
         METHODS,
         MMA,
         ClipAdapter,
         CoCoOp,
         CoOp,
         FineTuning,
+        KernelRidge,
         LinearProbe,
         LogisticProbe,
         MetaAdapter,
+        SSText,
         TextTuning,
         TipAdapter,
         TipAdapterF,
@@ -77,15 +80,18 @@ _ROOMS = {
     "features": ("Features", "encode"),
     "hub": ("pull", "push"),
     "methods": (
+        "GDA",
         "METHODS",
         "MMA",
         "ClipAdapter",
         "CoCoOp",
         "CoOp",
         "FineTuning",
+        "KernelRidge",
         "LinearProbe",
         "LogisticProbe",
         "MetaAdapter",
+        "SSText",
         "TextTuning",
         "TipAdapter",
         "TipAdapterF",
@@ -100,6 +106,7 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
+    "GDA",
     "METHODS",
     "MMA",
     "Backbone",
@@ -116,6 +123,7 @@ __all__ = [
     "HandfulError",
     "ImageSet",
     "Interrupted",
+    "KernelRidge",
     "LinearProbe",
     "LogisticProbe",
     "MetaAdapter",
@@ -123,6 +131,7 @@ __all__ = [
     "ParameterError",
     "Refiner",
     "Regions",
+    "SSText",
     "SeamError",
     "TextTuning",
     "TipAdapter",

@@ -103,6 +103,67 @@ def best_pair(
     return best
 
 
+STEADY, LEAST = 1e-3, 0.05
+"""Of `best_blend`: the weight of the squares, which keeps it finite where all images are right; and the least
+u for logits of spread 1, which keeps the ratio finite where `base` says nothing."""
+
+
+def best_blend(
+    base: Tensor, extra: Tensor, labels: Tensor, weights: Tensor | None = None
+) -> tuple[float, float]:
+    """Find the ratio a >= 0 for which some `u (base + a extra)`, u > 0, has the least cross-entropy.
+
+    That u is free makes it a choice between directions: what `extra` adds isn't held back because it makes
+    logits surer than they should be, nor preferred because it mends logits that are too timid. Convex in `u`
+    and `u a`, so Newton's steps find it.
+
+    Parameters
+    ----------
+    base, extra
+        Logits `[N, C]`.
+    labels
+        `[N]`.
+    weights
+        What each image counts, `[N]`; alike by default.
+
+    Returns
+    -------
+    ratio, loss
+        The loss is the mean cross-entropy at the best u. The ratio is 0 where `extra` is of no use.
+    """
+    share = torch.ones_like(labels) if weights is None else weights
+    share = share.double() / share.sum()
+    both = [logits.double() - logits.double().mean(1, keepdim=True) for logits in (base, extra)]
+    spread = torch.stack([part.std().clamp(min=1e-30) for part in both])
+    parts = torch.stack(both, 2) / spread  # [N, C, 2], each of spread 1
+    own = parts[torch.arange(len(labels)), labels]  # [N, 2]
+
+    def loss(point: Tensor) -> Tensor:
+        raw = (parts @ point).logsumexp(1) - own @ point
+        return share @ raw + STEADY * point.square().sum()
+
+    point, lowest = torch.tensor([1.0, 0.0]).double(), torch.tensor([LEAST, 0.0]).double()
+    for _ in range(50):
+        likely = (parts @ point).softmax(1)
+        mean = (likely[:, :, None] * parts).sum(1)
+        gradient = share @ (mean - own) + 2 * STEADY * point
+        second = torch.einsum("n,nc,nci,ncj->ij", share, likely, parts, parts)
+        second = second - (share[:, None] * mean).T @ mean + 2 * STEADY * torch.eye(2).double()
+        free = (point > lowest) | (gradient < 0)
+        step = torch.zeros(2).double()
+        step[free] = torch.linalg.solve(second[free][:, free], gradient[free])
+        length = 1.0
+        while length > 1e-6 and loss((point - length * step).clamp(min=lowest)) > loss(point):
+            length /= 2
+        moved = (point - length * step).clamp(min=lowest)
+        small = float((moved - point).abs().max()) < 1e-7
+        point = moved
+        if small:
+            break
+    ratio = float(point[1] * spread[0] / (point[0] * spread[1]))
+    return ratio, float(loss(point) - STEADY * point.square().sum())
+
+
 def gaps(base: Tensor, labels: Tensor) -> Tensor:
     """How far each class is above the true one without the ratio's part, `[N, C]`; itself -inf."""
     own = labels[:, None]

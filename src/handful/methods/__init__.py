@@ -14,9 +14,12 @@ from handful.backbones import Backbone, recorded_files, reload_backbone
 from handful.errors import BackboneError, CheckpointError, unexpected
 from handful.estimator import FewShotClassifier
 from handful.methods.features.clip_adapter import ClipAdapter
+from handful.methods.features.gda import GDA
+from handful.methods.features.kernel_ridge import KernelRidge
 from handful.methods.features.linear_probe import LinearProbe
 from handful.methods.features.logistic_probe import LogisticProbe
 from handful.methods.features.meta_adapter import MetaAdapter
+from handful.methods.features.ss_text import SSText
 from handful.methods.features.text_tuning import TextTuning
 from handful.methods.features.tip_adapter import TipAdapter
 from handful.methods.features.tip_adapter.trained import TipAdapterF
@@ -27,15 +30,18 @@ from handful.methods.towers.fine_tuning import FineTuning
 from handful.methods.towers.mma import MMA
 
 __all__ = [
+    "GDA",
     "METHODS",
     "MMA",
     "ClipAdapter",
     "CoCoOp",
     "CoOp",
     "FineTuning",
+    "KernelRidge",
     "LinearProbe",
     "LogisticProbe",
     "MetaAdapter",
+    "SSText",
     "TextTuning",
     "TipAdapter",
     "TipAdapterF",
@@ -50,6 +56,9 @@ METHODS: dict[str, type[FewShotClassifier]] = {
         ZeroShot,
         LinearProbe,
         LogisticProbe,
+        GDA,
+        KernelRidge,
+        SSText,
         TipAdapter,
         TipAdapterF,
         MetaAdapter,
