@@ -132,36 +132,48 @@ def best_blend(
         The loss is the mean cross-entropy at the best u. The ratio is 0 where `extra` is of no use.
     """
     share = torch.ones_like(labels) if weights is None else weights
-    share = share.double() / share.sum()
-    both = [logits.double() - logits.double().mean(1, keepdim=True) for logits in (base, extra)]
-    spread = torch.stack([part.std().clamp(min=1e-30) for part in both])
-    parts = torch.stack(both, 2) / spread  # [N, C, 2], each of spread 1
-    own = parts[torch.arange(len(labels)), labels]  # [N, 2]
+    share = (share.double() / share.sum())[:, None]
+    centred = [logits.double() - logits.double().mean(1, keepdim=True) for logits in (base, extra)]
+    spread = [float(part.std().clamp(min=1e-30)) for part in centred]
+    parts = [part / size for part, size in zip(centred, spread, strict=True)]  # [N, C] each, of spread 1
+    own = [float((share * part.gather(1, labels[:, None])).sum()) for part in parts]
 
-    def loss(point: Tensor) -> Tensor:
-        raw = (parts @ point).logsumexp(1) - own @ point
-        return share @ raw + STEADY * point.square().sum()
+    def look(point: Tensor) -> tuple[float, Tensor]:
+        """Give the loss, and the log-probabilities `[N, C]`."""
+        blend = float(point[0]) * parts[0] + float(point[1]) * parts[1]
+        total = blend.logsumexp(1, keepdim=True)
+        loss = float((share * total).sum()) - float(point[0]) * own[0] - float(point[1]) * own[1]
+        return loss + STEADY * float(point.square().sum()), blend.sub_(total)
 
     point, lowest = torch.tensor([1.0, 0.0]).double(), torch.tensor([LEAST, 0.0]).double()
+    loss, likely = look(point)
     for _ in range(50):
-        likely = (parts @ point).softmax(1)
-        mean = (likely[:, :, None] * parts).sum(1)
-        gradient = share @ (mean - own) + 2 * STEADY * point
-        second = torch.einsum("n,nc,nci,ncj->ij", share, likely, parts, parts)
-        second = second - (share[:, None] * mean).T @ mean + 2 * STEADY * torch.eye(2).double()
+        likely = likely.exp_()
+        pulls = [likely * part for part in parts]
+        means = [pull.sum(1, keepdim=True) for pull in pulls]
+        gradient = torch.tensor(
+            [float((share * mean).sum()) - one for mean, one in zip(means, own, strict=True)]
+        )
+        gradient = gradient.double() + 2 * STEADY * point
+        second = torch.eye(2).double() * 2 * STEADY
+        for i, j in ((0, 0), (0, 1), (1, 1)):
+            spreads = (pulls[i] * parts[j]).sum(1, keepdim=True) - means[i] * means[j]
+            second[i, j] += float((share * spreads).sum())
+        second[1, 0] = second[0, 1]
         free = (point > lowest) | (gradient < 0)
         step = torch.zeros(2).double()
         step[free] = torch.linalg.solve(second[free][:, free], gradient[free])
-        length = 1.0
-        while length > 1e-6 and loss((point - length * step).clamp(min=lowest)) > loss(point):
+        length, before = 1.0, (loss, point)
+        while length > 1e-6:
+            point = (before[1] - length * step).clamp(min=lowest)
+            loss, likely = look(point)
+            if loss <= before[0]:
+                break
             length /= 2
-        moved = (point - length * step).clamp(min=lowest)
-        small = float((moved - point).abs().max()) < 1e-7
-        point = moved
-        if small:
+        if length <= 1e-6 or float((point - before[1]).abs().max()) < 1e-6:
             break
-    ratio = float(point[1] * spread[0] / (point[0] * spread[1]))
-    return ratio, float(loss(point) - STEADY * point.square().sum())
+    ratio = float(point[1]) * spread[0] / (float(point[0]) * spread[1])
+    return ratio, loss - STEADY * float(point.square().sum())
 
 
 def gaps(base: Tensor, labels: Tensor) -> Tensor:

@@ -170,7 +170,8 @@ class FewShotClassifier(Keeping):
         if not self.online:
             raise ParameterError(
                 f"{type(self).__name__} would have to train again: classes and images come and go without "
-                "training for ZeroShot, TipAdapter, MetaAdapter, GDA and KernelRidge. Fit it on the new support set."
+                "training for ZeroShot, TipAdapter, MetaAdapter, GDA and KernelRidge. Fit it on the new "
+                "support set."
             )
         return self.fitted_
 

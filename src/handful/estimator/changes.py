@@ -69,7 +69,12 @@ class Kept:
         shots = [count + len(items) * (number == row) for number, count in enumerate(self.shots)]
         if self.keys is None:
             return replace(self, shots=shots)
-        keys = features.directions() if self.keys.ndim == 2 else F.normalize(features.values, dim=-1)
+        if self.keys.ndim == 2:
+            keys = features.directions()
+        elif self.keys.shape[1] == 1:
+            keys = features.directions()[:, None]
+        else:
+            keys = F.normalize(features.values, dim=-1)
         if keys.shape[1:] != self.keys.shape[1:] and len(self.keys):
             raise DataError(
                 f"Got {keys.shape[1]} views of an image, expected {self.keys.shape[1]}, as the others have."

@@ -121,7 +121,7 @@ def _totals(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def discriminants(moments: Moments, solved: Tensor, prior: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Give weight `[C, E]` and bias `[C]` of `x P mu_c - mu_c P mu_c / 2 + prior log share_c`, from `P mu [C,
+    """Give weight `[C, E]` and bias `[C]` of `x P mu_c - mu_c P mu_c / 2 + prior log (share_c C)`, from `P mu [C,
     E]`.
 
     A class without images takes the mean of the others': it is neither favoured nor held back.
@@ -129,7 +129,8 @@ def discriminants(moments: Moments, solved: Tensor, prior: float = 0.0) -> tuple
     present = moments.images > 0
     bias = -(solved * moments.means).sum(1) / 2
     if prior:
-        bias = bias + prior * (moments.images.clamp(min=1) / moments.images.sum()).log()
+        relative = moments.images.double() * int(present.sum()) / max(int(moments.images.sum()), 1)
+        bias = bias + prior * torch.where(present, relative, 1.0).log()
     if bool(present.any()) and not bool(present.all()):
         solved = torch.where(present[:, None], solved, solved[present].mean(0))
         bias = torch.where(present, bias, bias[present].mean())

@@ -22,8 +22,8 @@ from handful.selection import choose, shot_folds
 from handful.types import Selection, Templates
 
 FORMS = ("shrunk", "plain", "plus")
-KAPPAS = tuple(0.3 * 10 ** (step / 4) for step in range(15))
-"""Where a search for kappa looks: 0.3 to about 950."""
+KAPPAS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
+"""Where a search for kappa looks."""
 LEAST = 1e-3
 """Of the published weight of the text."""
 

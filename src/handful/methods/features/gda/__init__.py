@@ -182,7 +182,7 @@ class GDA(FewShotClassifier):
                 "Give alpha, or validation images of the base classes.",
             )  # fmt: skip
         folds, classes = shot_folds(task.labels), len(task.class_names)
-        queries = F.normalize(task.features.pooled(), dim=-1)
+        queries = F.normalize(parts.keys.mean(1), dim=-1)
         extra = left_out(parts.keys, task.labels, queries, classes, folds, self.rule())
         base = task.scale * queries @ task.class_weights.T
         if self.form == "dimensionless":

@@ -54,7 +54,7 @@ class KernelRidge(FewShotClassifier):
     selection
         How the numbers are chosen. `"support"`, the default: leaving out one shot of every class at a time,
         exactly, rho by the cross-entropy at the best temperature for every beta and lam
-        (`handful.search.best_blend`); as given where a class has one image, and beyond 4,096 vectors of an
+        (`handful.search.best_blend`); as given where a class has one image, and beyond 2,048 vectors of an
         rbf kernel. `"fixed"`: as given. `"val"` and `"oracle"`: the accuracy on `fit(..., validation=)`, over
         every rho up to 100.
     form

@@ -14,7 +14,7 @@ from handful.errors import ParameterError
 from handful.left_out.ridge import KernelSystem, LinearSystem, solve
 from handful.methods.features.kernel_ridge.head import RidgeHead, kernel
 
-MOST_ROWS, MOST_SEARCHED = 16_384, 4_096
+MOST_ROWS, MOST_SEARCHED = 16_384, 2_048
 """Vectors whose kernel matrix is solved (2 GiB), and those whose matrix is decomposed for every beta (a
 minute)."""
 
@@ -101,9 +101,8 @@ class Regression:
         else:
             if len(x) > MOST_ROWS:
                 raise ParameterError(
-                    f"kernel='rbf' solves a system of one row for each vector, and there are "
-                    f"{len(x):,}, expected at most {MOST_ROWS:,}. Take kernel='linear', whose memory does not grow, or "
-                    "fewer images."
+                    f"kernel='rbf' solves a system of one row for each vector, got {len(x):,}, expected at "
+                    f"most {MOST_ROWS:,}. Take kernel='linear', whose memory doesn't grow, or fewer images."
                 )
             coefficients = solve(kernel(x, x, found.beta), self.row_weights, self.residuals, found.lam)
             parts = {"coefficients": gain * coefficients.view(*self.keys.shape[:2], len(self.class_weights))}
