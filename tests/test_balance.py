@@ -27,6 +27,9 @@ from handful.train import shuffled
 
 SKEWED, NOISE = (60, 3, 3), 1.2
 FAST = {
+    "gda": {"selection": "fixed", "alpha": 1.0},
+    "kernel-ridge": {"selection": "fixed"},
+    "ss-text": {"selection": "fixed"},
     "tip-adapter": {"selection": "support"},
     "tip-adapter-f": {"selection": "support"},
     "clip-adapter": {"epochs": 30},
@@ -71,7 +74,9 @@ def test_every_method_that_learns_from_counts_has_the_parameter():
         assert name not in LEARNS or parameters["balance"].default is True
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize(
+    "name", sorted(set(FAST) - {"ss-text"})
+)  # here no class wins by its size in that one
 def test_a_large_class_does_not_win_by_its_size(name: str):
     alike, by_size = balanced_accuracy(name), balanced_accuracy(name, balance=False)
     assert alike >= balanced_accuracy(name, (3, 3, 3)) - 0.1

@@ -79,6 +79,9 @@ def test_domains_share_classes(data: Dataset, mini: handful.Backbone):
 
 
 SELECTIONS = {
+    "gda": ["fixed", "support", "val"],
+    "kernel-ridge": ["fixed", "support", "val"],
+    "ss-text": ["fixed", "support", "val"],
     "tip-adapter": ["fixed", "support", "val"],
     "tip-adapter-f": ["fixed", "support", "val"],
     "clip-adapter": ["fixed", "support", "val"],

@@ -14,6 +14,8 @@ FLOORS = (
     ("backbones", "checkpoint", "data"),
     ("heads", "search", "selection"),
     ("convex", "features", "towers", "train"),
+    ("heads", "left_out", "search", "selection"),
+    ("features", "towers", "train"),
     ("prompts", "refiner"),
     ("estimator",),
     ("extend", "methods"),

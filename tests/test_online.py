@@ -20,6 +20,11 @@ ONLINE = [
     handful.TipAdapter,
     lambda backbone: handful.TipAdapter(backbone, selection="support"),
     lambda backbone: handful.MetaAdapter(backbone, views=2),
+    lambda backbone: handful.GDA(backbone, views=2),
+    lambda backbone: handful.GDA(backbone, form="published", selection="fixed"),
+    lambda backbone: handful.KernelRidge(backbone, views=2),
+    lambda backbone: handful.KernelRidge(backbone, kernel="linear", selection="fixed"),
+    lambda backbone: handful.KernelRidge(backbone, form="published", views=2),
 ]
 
 
@@ -51,7 +56,7 @@ def test_what_comes_and_goes_equals_a_fresh_fit(
     left, right = clf.info(), fresh.info()
     for facts in (left, right):
         facts.pop("saved"), facts.pop("notes"), facts["head"].pop("scale")
-        for name in ("alpha", "beta"):
+        for name in ("alpha", "beta", "lam", "rho"):
             facts["head"].pop(name, None), facts["selected"].pop(name, None)
     assert left == right
     clf.remove_class(first)

@@ -15,6 +15,7 @@ from handful.schedule import seeded
 
 QUICK: dict[str, dict[str, Any]] = {
     "zero-shot": {}, "linear-probe": {"max_iter": 20}, "logistic-probe": {"selection": "fixed"},
+    "gda": {}, "kernel-ridge": {}, "ss-text": {},
     "tip-adapter": {}, "tip-adapter-f": {"epochs": 1, "views": 0}, "meta-adapter": {},
     "clip-adapter": {"epochs": 1, "views": 0, "selection": "fixed"}, "text-tuning": {"epochs": 1, "views": 0},
 }  # fmt: skip

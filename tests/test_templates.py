@@ -129,8 +129,10 @@ def test_every_form_of_the_same_templates_gives_the_same_numbers(tiny: handful.B
         assert torch.equal(handful.class_weights(tiny, NAMES, given), expected)
 
 
-READING = ["zero-shot", "tip-adapter", "linear-probe", "meta-adapter", "clip-adapter", "text-tuning",
-           "tip-adapter-f", "fine-tuning"]  # fmt: skip
+READING = [
+    "zero-shot", "gda", "kernel-ridge", "ss-text", "tip-adapter", "linear-probe",
+    "meta-adapter", "clip-adapter", "text-tuning", "tip-adapter-f", "fine-tuning",
+]  # fmt: skip
 
 
 def test_all_methods_that_read_templates_are_tried_here():

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from handful.hub import pull, push
     from handful.meta_training import meta_train
     from handful.methods import (
+        GDA,
         METHODS,
         MMA,
         ClipAdapter,
@@ -45,12 +46,14 @@ if TYPE_CHECKING:
         CrossModalProbe,
         FineTuning,
         LinearAdapter,
+        KernelRidge,
         LinearProbe,
         LogisticProbe,
         LPPlusPlus,
         MetaAdapter,
         ProLIP,
         TaskRes,
+        SSText,
         TextTuning,
         TipAdapter,
         TipAdapterF,
@@ -82,6 +85,7 @@ _ROOMS = {
     "features": ("Features", "encode"),
     "hub": ("pull", "push"),
     "methods": (
+        "GDA",
         "METHODS",
         "MMA",
         "ClipAdapter",
@@ -96,6 +100,11 @@ _ROOMS = {
         "MetaAdapter",
         "ProLIP",
         "TaskRes",
+        "KernelRidge",
+        "LinearProbe",
+        "LogisticProbe",
+        "MetaAdapter",
+        "SSText",
         "TextTuning",
         "TipAdapter",
         "TipAdapterF",
@@ -110,6 +119,7 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
+    "GDA",
     "METHODS",
     "MMA",
     "Backbone",
@@ -129,6 +139,7 @@ __all__ = [
     "Interrupted",
     "LPPlusPlus",
     "LinearAdapter",
+    "KernelRidge",
     "LinearProbe",
     "LogisticProbe",
     "MetaAdapter",
@@ -137,6 +148,7 @@ __all__ = [
     "ProLIP",
     "Refiner",
     "Regions",
+    "SSText",
     "SeamError",
     "TaskRes",
     "TextTuning",

@@ -40,10 +40,15 @@ class HeadContext:
 
 @dataclass(frozen=True)
 class Support:
-    """The support set that a head keeps: `keys [N, E]` of unit norm, and `labels [N]`."""
+    """The support set that a head keeps: `keys [N, E]` of unit norm, or of every view, `[N, V, E]`, and
+    `labels [N]`."""
 
     keys: Tensor
     labels: Tensor
+
+    def directions(self) -> Tensor:
+        """One unit vector for each image, `[N, E]`."""
+        return self.keys if self.keys.ndim == 2 else F.normalize(self.keys.mean(1), dim=-1)
 
 
 class Head(ABC):

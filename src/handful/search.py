@@ -103,6 +103,79 @@ def best_pair(
     return best
 
 
+STEADY, LEAST = 1e-3, 0.05
+"""Of `best_blend`: the weight of the squares, which keeps it finite where all images are right; and the least
+u for logits of spread 1, which keeps the ratio finite where `base` says nothing."""
+
+
+def best_blend(
+    base: Tensor, extra: Tensor, labels: Tensor, weights: Tensor | None = None
+) -> tuple[float, float]:
+    """Find the ratio a >= 0 for which some `u (base + a extra)`, u > 0, has the least cross-entropy.
+
+    That u is free makes it a choice between directions: what `extra` adds isn't held back because it makes
+    logits surer than they should be, nor preferred because it mends logits that are too timid. Convex in `u`
+    and `u a`, so Newton's steps find it.
+
+    Parameters
+    ----------
+    base, extra
+        Logits `[N, C]`.
+    labels
+        `[N]`.
+    weights
+        What each image counts, `[N]`; alike by default.
+
+    Returns
+    -------
+    ratio, loss
+        The loss is the mean cross-entropy at the best u. The ratio is 0 where `extra` is of no use.
+    """
+    share = torch.ones_like(labels) if weights is None else weights
+    share = (share.double() / share.sum())[:, None]
+    centred = [logits.double() - logits.double().mean(1, keepdim=True) for logits in (base, extra)]
+    spread = [float(part.std().clamp(min=1e-30)) for part in centred]
+    parts = [part / size for part, size in zip(centred, spread, strict=True)]  # [N, C] each, of spread 1
+    own = [float((share * part.gather(1, labels[:, None])).sum()) for part in parts]
+
+    def look(point: Tensor) -> tuple[float, Tensor]:
+        """Give the loss, and the log-probabilities `[N, C]`."""
+        blend = float(point[0]) * parts[0] + float(point[1]) * parts[1]
+        total = blend.logsumexp(1, keepdim=True)
+        loss = float((share * total).sum()) - float(point[0]) * own[0] - float(point[1]) * own[1]
+        return loss + STEADY * float(point.square().sum()), blend.sub_(total)
+
+    point, lowest = torch.tensor([1.0, 0.0]).double(), torch.tensor([LEAST, 0.0]).double()
+    loss, likely = look(point)
+    for _ in range(50):
+        likely = likely.exp_()
+        pulls = [likely * part for part in parts]
+        means = [pull.sum(1, keepdim=True) for pull in pulls]
+        gradient = torch.tensor(
+            [float((share * mean).sum()) - one for mean, one in zip(means, own, strict=True)]
+        )
+        gradient = gradient.double() + 2 * STEADY * point
+        second = torch.eye(2).double() * 2 * STEADY
+        for i, j in ((0, 0), (0, 1), (1, 1)):
+            spreads = (pulls[i] * parts[j]).sum(1, keepdim=True) - means[i] * means[j]
+            second[i, j] += float((share * spreads).sum())
+        second[1, 0] = second[0, 1]
+        free = (point > lowest) | (gradient < 0)
+        step = torch.zeros(2).double()
+        step[free] = torch.linalg.solve(second[free][:, free], gradient[free])
+        length, before = 1.0, (loss, point)
+        while length > 1e-6:
+            point = (before[1] - length * step).clamp(min=lowest)
+            loss, likely = look(point)
+            if loss <= before[0]:
+                break
+            length /= 2
+        if length <= 1e-6 or float((point - before[1]).abs().max()) < 1e-6:
+            break
+    ratio = float(point[1]) * spread[0] / (float(point[0]) * spread[1])
+    return ratio, loss - STEADY * float(point.square().sum())
+
+
 def gaps(base: Tensor, labels: Tensor) -> Tensor:
     """How far each class is above the true one without the ratio's part, `[N, C]`; itself -inf."""
     own = labels[:, None]

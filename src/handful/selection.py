@@ -22,6 +22,8 @@ from handful.errors import unexpected
 from handful.types import Selection
 
 T = TypeVar("T")
+MOST_FOLDS = 16
+"""Folds of a closed form: 16 shots are the most of the few-shot protocol."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,13 @@ def shot_numbers(labels: Tensor) -> Tensor:
         rows = labels == label
         numbers[rows] = torch.arange(int(rows.sum()))
     return numbers
+
+
+def shot_folds(labels: Tensor, most: int = MOST_FOLDS) -> Tensor:
+    """Give the fold of each image `[N]`: one shot of every class at a time, or several where there are more
+    than `most`; -1 for one that is alone in its class, which is never held out."""
+    alone = torch.bincount(labels)[labels] == 1
+    return (shot_numbers(labels) % most).masked_fill(alone, -1)
 
 
 def first_shots(labels: Tensor) -> Tensor:

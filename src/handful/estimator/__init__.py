@@ -150,7 +150,7 @@ class FewShotClassifier(Answering):
         Raises
         ------
         ParameterError
-            The method trains: zero-shot, Tip-Adapter and Meta-Adapter don't.
+            The method trains: zero-shot, Tip-Adapter, Meta-Adapter, GDA and kernel ridge don't.
         DataError
             There is such a class already.
         """
@@ -177,7 +177,8 @@ class FewShotClassifier(Answering):
         if not self.online:
             raise ParameterError(
                 f"{type(self).__name__} would have to train again: classes and images come and go without "
-                "training for ZeroShot, TipAdapter and MetaAdapter. Fit it on the new support set."
+                "training for ZeroShot, TipAdapter, MetaAdapter, GDA and KernelRidge. Fit it on the new "
+                "support set."
             )
         return self.fitted_
 

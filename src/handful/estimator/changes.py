@@ -38,7 +38,7 @@ class Kept:
     text: Tensor
     """`[C, E]`."""
     keys: Tensor | None
-    """`[N, E]`."""
+    """`[N, E]`, or of every view, `[N, V, E]`."""
     labels: Tensor
     """`[N]`."""
     items: list[str]
@@ -69,10 +69,19 @@ class Kept:
         shots = [count + len(items) * (number == row) for number, count in enumerate(self.shots)]
         if self.keys is None:
             return replace(self, shots=shots)
-        keys = features.directions()
+        if self.keys.ndim == 2:
+            keys = features.directions()
+        elif self.keys.shape[1] == 1:
+            keys = features.directions()[:, None]
+        else:
+            keys = F.normalize(features.values, dim=-1)
+        if keys.shape[1:] != self.keys.shape[1:] and len(self.keys):
+            raise DataError(
+                f"Got {keys.shape[1]} views of an image, expected {self.keys.shape[1]}, as the others have."
+            )
         return replace(
             self,
-            keys=torch.cat([self.keys, keys]),
+            keys=torch.cat([self.keys, keys]) if len(self.keys) else keys,
             labels=torch.cat([self.labels, torch.full((len(keys),), row)]),
             items=[*self.items, *items] if len(self.items) == len(self.keys) else [],
             shots=shots,
@@ -186,7 +195,8 @@ def remove_class(now: Kept, name: str) -> Kept:
 
 def task_of(fitted: Fitted, now: Kept, backbone: Backbone | None) -> Task:
     """Give the task of a fresh fit on what is kept."""
-    features = None if now.keys is None else Features(now.keys[:, None])
+    keys = now.keys[:, None] if now.keys is not None and now.keys.ndim == 2 else now.keys
+    features = None if keys is None else Features(keys)
     scale = float(fitted.head.settings()["scale"])
     balance = fitted.parameters.get("balance", True)
     return Task(features, now.labels, now.names, now.text, scale, backbone, balance=balance)

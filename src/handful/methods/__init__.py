@@ -16,11 +16,14 @@ from handful.estimator import FewShotClassifier
 from handful.methods.features.clip_adapter import ClipAdapter
 from handful.methods.features.cross_modal_probe import CrossModalProbe
 from handful.methods.features.linear_adapter import LinearAdapter
+from handful.methods.features.gda import GDA
+from handful.methods.features.kernel_ridge import KernelRidge
 from handful.methods.features.linear_probe import LinearProbe
 from handful.methods.features.logistic_probe import LogisticProbe
 from handful.methods.features.lp_plus_plus import LPPlusPlus
 from handful.methods.features.meta_adapter import MetaAdapter
 from handful.methods.features.taskres import TaskRes
+from handful.methods.features.ss_text import SSText
 from handful.methods.features.text_tuning import TextTuning
 from handful.methods.features.tip_adapter import TipAdapter
 from handful.methods.features.tip_adapter.trained import TipAdapterF
@@ -32,6 +35,7 @@ from handful.methods.towers.mma import MMA
 from handful.methods.towers.prolip import ProLIP
 
 __all__ = [
+    "GDA",
     "METHODS",
     "MMA",
     "ClipAdapter",
@@ -46,6 +50,11 @@ __all__ = [
     "MetaAdapter",
     "ProLIP",
     "TaskRes",
+    "KernelRidge",
+    "LinearProbe",
+    "LogisticProbe",
+    "MetaAdapter",
+    "SSText",
     "TextTuning",
     "TipAdapter",
     "TipAdapterF",
@@ -60,6 +69,9 @@ METHODS: dict[str, type[FewShotClassifier]] = {
         ZeroShot,
         LinearProbe,
         LogisticProbe,
+        GDA,
+        KernelRidge,
+        SSText,
         TipAdapter,
         TipAdapterF,
         MetaAdapter,

@@ -232,7 +232,7 @@ def support_of(
     if not clf.online:
         raise DataError(f"{clf.method} trains, so it can't be changed here: {' and '.join(methods)} can.")
     support = clf.head_.support or Support(torch.zeros(0, clf.head_.width), torch.zeros(0))
-    keys, labels = support.keys, support.labels
+    keys, labels = support.directions(), support.labels
     if len(keys) > max_images:
         raise DataError(f"It has {len(keys)} images, a draft may have {max_images}.")
     titles = [*clf.support_, *(f"image {row}" for row in range(len(clf.support_), len(keys)))]
