@@ -15,15 +15,15 @@ from handful.errors import BackboneError, CheckpointError, unexpected
 from handful.estimator import FewShotClassifier
 from handful.methods.features.clip_adapter import ClipAdapter
 from handful.methods.features.cross_modal_probe import CrossModalProbe
-from handful.methods.features.linear_adapter import LinearAdapter
 from handful.methods.features.gda import GDA
 from handful.methods.features.kernel_ridge import KernelRidge
+from handful.methods.features.linear_adapter import LinearAdapter
 from handful.methods.features.linear_probe import LinearProbe
 from handful.methods.features.logistic_probe import LogisticProbe
 from handful.methods.features.lp_plus_plus import LPPlusPlus
 from handful.methods.features.meta_adapter import MetaAdapter
-from handful.methods.features.taskres import TaskRes
 from handful.methods.features.ss_text import SSText
+from handful.methods.features.taskres import TaskRes
 from handful.methods.features.text_tuning import TextTuning
 from handful.methods.features.tip_adapter import TipAdapter
 from handful.methods.features.tip_adapter.trained import TipAdapterF
@@ -43,18 +43,15 @@ __all__ = [
     "CoOp",
     "CrossModalProbe",
     "FineTuning",
+    "KernelRidge",
     "LPPlusPlus",
     "LinearAdapter",
     "LinearProbe",
     "LogisticProbe",
     "MetaAdapter",
     "ProLIP",
-    "TaskRes",
-    "KernelRidge",
-    "LinearProbe",
-    "LogisticProbe",
-    "MetaAdapter",
     "SSText",
+    "TaskRes",
     "TextTuning",
     "TipAdapter",
     "TipAdapterF",
