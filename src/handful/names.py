@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 METHODS = (
+    "auto",
     "zero-shot",
     "linear-probe",
     "logistic-probe",

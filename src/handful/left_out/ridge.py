@@ -90,17 +90,22 @@ class LinearSystem:
         return self.weights[:, None] * (targets - self.x @ self.primal(targets, lam)) / lam
 
     def left_out(self, targets: Tensor, folds: Tensor, lams: Sequence[float]) -> Iterator[Tensor]:
-        """See `KernelSystem.left_out`. Each fold is decomposed once."""
+        """See `KernelSystem.left_out`. Each fold is decomposed once, or, for one `lam`, solved."""
         whole, parts = self.x.T @ (self.weights[:, None] * targets), []
+        alone = lams[0] * torch.eye(len(self.gram), dtype=self.x.dtype) if len(lams) == 1 else None
         for rows in rows_of(folds):
             weighted = self.weights[rows, None] * self.x[rows]
-            values, vectors = torch.linalg.eigh(self.gram - self.x[rows].T @ weighted)
-            rest = vectors.T @ (whole - weighted.T @ targets[rows])
-            parts.append((rows, self.x[rows] @ vectors, values.clamp(min=0)[:, None], rest))
+            gram, rest = self.gram - self.x[rows].T @ weighted, whole - weighted.T @ targets[rows]
+            if alone is not None:
+                factor = torch.linalg.cholesky(gram + alone)
+                parts.append((rows, self.x[rows], torch.ones(1), torch.cholesky_solve(rest, factor)))
+                continue
+            values, vectors = torch.linalg.eigh(gram)
+            parts.append((rows, self.x[rows] @ vectors, values.clamp(min=0)[:, None], vectors.T @ rest))
         for lam in lams:
             found = torch.full_like(targets, torch.nan)
             for rows, x, values, rest in parts:
-                found[rows] = x @ (rest / (values + lam))
+                found[rows] = x @ (rest if alone is not None else rest / (values + lam))
             yield found
 
 

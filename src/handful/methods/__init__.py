@@ -13,6 +13,7 @@ from handful import checkpoint
 from handful.backbones import Backbone, recorded_files, reload_backbone
 from handful.errors import BackboneError, CheckpointError, unexpected
 from handful.estimator import FewShotClassifier
+from handful.methods.features.auto import Auto
 from handful.methods.features.clip_adapter import ClipAdapter
 from handful.methods.features.cross_modal_probe import CrossModalProbe
 from handful.methods.features.gda import GDA
@@ -38,6 +39,7 @@ __all__ = [
     "GDA",
     "METHODS",
     "MMA",
+    "Auto",
     "ClipAdapter",
     "CoCoOp",
     "CoOp",
@@ -63,6 +65,7 @@ __all__ = [
 METHODS: dict[str, type[FewShotClassifier]] = {
     cls.method: cls
     for cls in (
+        Auto,
         ZeroShot,
         LinearProbe,
         LogisticProbe,

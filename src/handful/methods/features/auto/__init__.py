@@ -1,0 +1,203 @@
+"""The best known answer by default: a blend of class names, an adapter, a linear probe and a kernel ridge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from handful.backbones import Backbone
+from handful.errors import unexpected
+from handful.estimator import FewShotClassifier, HeldOut, Learned, Task
+from handful.heads import Head
+from handful.left_out.stacking import stack
+from handful.methods.features.auto.head import BlendHead
+from handful.methods.features.auto.parts import (
+    ADAPTER,
+    CAUTIOUS,
+    NAMES,
+    Parts,
+    Problem,
+    Ridge,
+    learn,
+    learn_convex,
+)
+from handful.methods.features.auto.transfer import moves_together, worth_of_names
+from handful.metrics import beside
+from handful.progress import bar
+from handful.selection import shot_numbers
+from handful.types import Templates
+
+FIXED = (0.0, 0.4, 0.4, 5.6)
+"""The blend from two images of a class on, where it is not searched, and what a search is drawn to."""
+ONE_SHOT = (0.33, 0.33, 0.33, 1.0)
+"""At one image of a class."""
+NAMES_ALONE, IMAGES_ALONE = (0.5, 0.5, 0.0, 0.0), (0.0, 0.0, 0.25, 5.0)
+"""At one image of a class, where images and names don't move together; where names say little."""
+LITTLE = 0.1
+"""Worth of names, of 1, up to which they say little."""
+FOLDS = 4
+"""Shots that are held out at most, one of every class at a time."""
+STRENGTH, IMAGES = 0.03, 1.0
+"""Of drawing to the fixed blend: this, and this over the number of held-out images."""
+
+
+class Auto(FewShotClassifier):
+    """What is best known for a handful of images: nothing to choose, and an answer that says how sure it is.
+
+    With x the unit features, T the text classifier and s the scale, logits are `sum_h w_h Z_h` of
+
+    - names: `s x T^T`, zero-shot;
+    - adapter: `s norm(x + x M) T^T`, the regularised linear adapter (`LinearAdapter`);
+    - probe: `s x W^T`, class weights that stay near their names (`LinearProbe`);
+    - ridge: kernel ridge regression of the one-hot labels (`exp(-(1 - u . v))`, lambda 0.1), centred.
+
+    Each is the minimum of its own problem. Their weights are found inside the support set: up to four times
+    one shot of every class is held out, exactly in closed form for the ridge and by fits on the rest for
+    the others, and `w >= 0` is at the minimum of the cross-entropy there plus what draws it to one fixed
+    blend. Probabilities are calibrated by that, and prediction sets come with it.
+
+    At one image of a class nothing can be held out. Two measures of the support set then decide between
+    three fixed blends: what zero-shot knows of these images, and whether an adapter that is learned on one
+    half of the classes leaves the names of the other half as good.
+
+    No image but the support set's is ever looked at. `docs/feature-methods.md` has the evidence.
+
+    Parameters
+    ----------
+    backbone
+        A backbone, or the name of one.
+    selection
+        `"support"`: the blend is found as above. `"fixed"`: it is the same for every support set, which
+        saves the fits of the held-out shots.
+    templates
+        Of the text classifier.
+    balance
+        Whether classes count alike where they have unequal numbers of images: each image then weighs
+        `N / (C n)` in the loss of every part, and among those held out.
+    class_names
+        Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
+    """
+
+    method: ClassVar[str] = "auto"
+    head_type: ClassVar[type[Head]] = BlendHead
+    online: ClassVar[bool] = True
+    trusts_names: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: Backbone | str | None = None,
+        *,
+        selection: Literal["support", "fixed"] = "support",
+        templates: Templates = "default",
+        balance: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.backbone, self.selection, self.templates = backbone, selection, templates
+        self.balance, self.class_names = balance, class_names
+
+    def learn(self, task: Task) -> Learned:
+        """Learn the parts, and find their weights on what they have not seen."""
+        if self.selection not in ("support", "fixed"):
+            raise unexpected("selection", self.selection, "'support' or 'fixed'")
+        if not task.has("inputs") or not len(task.labels):
+            return Learned(names_alone(task), notes=("No images: this is zero-shot.",))
+        problem = Problem(
+            task.features.directions(), task.labels, task.class_weights, task.scale, task.weights
+        )
+        together, worth = moves_together(problem), worth_of_names(problem)
+        strength = ADAPTER if together else ADAPTER * CAUTIOUS
+        folds = held_out_folds(problem.labels)
+        searched = self.selection == "support" and bool((folds >= 0).any())
+        with bar("Fitting", 1 + (int(folds.max()) + 1) * searched) as advance:
+            ridge = Ridge.of(problem)
+            parts = learn(problem, ridge, strength)
+            advance(1, note="on all images")
+            known: dict[str, Any] = {"names": round(worth, 3), "moves_together": together}
+            if not searched:
+                one = int(task.labels.bincount().max()) == 1
+                blend = torch.tensor(_at_one_shot(worth, together) if one else FIXED)
+                note = "One image of each class: the blend is a fixed one."
+                notes = (note,) if one and self.selection == "support" else ()
+                return Learned(_head(problem, parts, blend), "fixed", known | _named(blend), notes)
+            logits = left_out(problem, parts, ridge, folds, strength, advance)
+        return self._stacked(problem, parts, folds, logits, known)
+
+    def _stacked(
+        self, problem: Problem, parts: Parts, folds: Tensor, logits: Tensor, known: dict[str, Any]
+    ) -> Learned:
+        """Weigh the parts by their logits `[4, N, C]` of images that they had not seen."""
+        rows = (folds >= 0).nonzero()[:, 0]
+        seen, labels = logits[:, rows], problem.labels[rows]
+        weights = None if problem.weights is None else problem.weights[rows] / problem.weights[rows].mean()
+        found = stack(seen, labels, torch.tensor(FIXED), STRENGTH + IMAGES / len(rows), weights)
+        blended = torch.einsum("h,hnc->nc", found.weights, seen)
+        right, zero = ((one.argmax(1) == labels).numpy() for one in (blended, seen[0]))
+        gain = beside(right, zero, labels.numpy())
+        known |= _named(found.weights)
+        known["held_out"] = {
+            "images": len(rows), "accuracy": round(gain.accuracy, 4), "zero_shot": round(gain.other, 4),
+            "gain": round(gain.gain, 4), "gain_interval": [round(end, 4) for end in gain.gain_interval],
+        }  # fmt: skip
+        held = HeldOut(blended, rows, int(folds.max()) + 1, calibrated=True)
+        return Learned(_head(problem, parts, found.weights), "support", known, held_out=held)
+
+
+def held_out_folds(labels: Tensor) -> Tensor:
+    """Give which fold each image is held out in, `[N]`: the j-th of each class in the j-th, up to four.
+
+    -1 is never: a later image, and one that is alone in its class.
+    """
+    numbers, alone = shot_numbers(labels), labels.bincount()[labels] == 1
+    return numbers.masked_fill((numbers >= FOLDS) | alone, -1)
+
+
+def left_out(
+    problem: Problem, parts: Parts, ridge: Ridge, folds: Tensor, strength: float, advance: Any
+) -> Tensor:
+    """Give what the parts say of each image that is held out by fits that have not seen its fold: `[4, N, C]`.
+
+    Rows of images that are never held out mean nothing.
+    """
+    logits = torch.zeros(len(NAMES), len(problem.x), len(problem.text))
+    logits[3] = ridge.left_out(folds)
+    for fold in range(int(folds.max()) + 1):
+        out = folds == fold
+        adapter, moved = learn_convex(problem.choose(~out), strength)
+        others = Parts(problem.text, problem.scale, adapter, moved, parts.landmarks[:0], parts.coefficients[:0])
+        logits[:3, out] = others.logits(problem.x[out])[:3]
+        advance(1, note="without a shot of each class")
+    return logits
+
+
+def _at_one_shot(worth: float, together: bool) -> tuple[float, ...]:
+    """Choose among fixed blends where nothing can be held out."""
+    if worth < LITTLE:
+        return IMAGES_ALONE
+    return ONE_SHOT if together else NAMES_ALONE
+
+
+def _named(weights: Tensor) -> dict[str, Any]:
+    return {"blend": {name: round(w, 4) for name, w in zip(NAMES, weights.tolist(), strict=True)}}
+
+
+def _head(problem: Problem, parts: Parts, weights: Tensor) -> BlendHead:
+    """Put together what stays."""
+    return BlendHead(
+        problem.text, parts.adapter, parts.moved, parts.coefficients, problem.x, problem.labels,
+        problem.scale, tuple(weights.tolist()),
+    )  # fmt: skip
+
+
+def names_alone(task: Task) -> BlendHead:
+    """Give zero-shot as a blend, for a task without an image."""
+    text = task.class_weights
+    nothing, width = torch.zeros_like(text), text.shape[1]
+    return BlendHead(
+        text, text.new_zeros(width, width), nothing, nothing[:0, :0].reshape(0, len(text)), text[:0],
+        torch.zeros(0, dtype=torch.int64), task.scale, (1.0, 0.0, 0.0, 0.0),
+    )  # fmt: skip
+
+
