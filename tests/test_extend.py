@@ -99,16 +99,16 @@ def test_an_entry_point_names_a_method(outside: Path, few_digits: Path, monkeypa
     sys.path.insert(0, str(outside))
     import gda
 
-    monkeypatch.setattr(gda.GDA, "method", "gda")
-    point = EntryPoint("gda", "gda:GDA", methods.ENTRY_POINTS)
+    monkeypatch.setattr(gda.GDA, "method", "my-gda")
+    point = EntryPoint("my-gda", "gda:GDA", methods.ENTRY_POINTS)
     monkeypatch.setattr(methods, "entry_points", lambda group: [point] if group == point.group else [])
-    assert methods.find_method("gda") is gda.GDA
-    clf = methods.find_method("gda")("mini").fit(handful.ImageSet.from_folder(few_digits / "train"))
+    assert methods.find_method("my-gda") is gda.GDA
+    clf = methods.find_method("my-gda")("mini").fit(handful.ImageSet.from_folder(few_digits / "train"))
     clf.save("named")
     again = handful.load("named")  # the package is installed: no class is given
     images = sorted((few_digits / "test").rglob("*.png"))[:3]
     np.testing.assert_array_equal(again.predict_proba(images), clf.predict_proba(images))
-    with pytest.raises(handful.ParameterError, match=r"one of .*'gda'"):
+    with pytest.raises(handful.ParameterError, match=r"one of .*'my-gda'"):
         methods.find_method("nothing")
 
 

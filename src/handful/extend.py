@@ -42,8 +42,8 @@ from handful.heads import (
 )
 from handful.prompts import class_weights, read_words, template_tokens, with_context
 from handful.schedule import Schedule, seeded, tip_schedule
-from handful.search import best_pair, best_ratio
-from handful.selection import Choice, choose, first_shots, folds, shot_numbers, smallest_class
+from handful.search import best_blend, best_pair, best_ratio
+from handful.selection import Choice, choose, first_shots, folds, shot_folds, shot_numbers, smallest_class
 from handful.towers import (
     After,
     ImagePass,
@@ -83,6 +83,7 @@ __all__ = [
     "TrainingError",
     "TwoTowers",
     "Validation",
+    "best_blend",
     "best_pair",
     "best_ratio",
     "check_integer",
@@ -101,6 +102,7 @@ __all__ = [
     "read_words",
     "resolve_templates",
     "seeded",
+    "shot_folds",
     "shot_numbers",
     "smallest_class",
     "support_shapes",

@@ -121,8 +121,8 @@ def _totals(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def discriminants(moments: Moments, solved: Tensor, prior: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Give weight `[C, E]` and bias `[C]` of `x P mu_c - mu_c P mu_c / 2 + prior log (share_c C)`, from `P mu [C,
-    E]`.
+    """Give weight `[C, E]` and bias `[C]` of `x P mu_c - mu_c P mu_c / 2 + prior log (share_c C)`,
+    from `P mu [C, E]`.
 
     A class without images takes the mean of the others': it is neither favoured nor held back.
     """

@@ -142,10 +142,10 @@ class SSText(FewShotClassifier):
     def learn(self, task: Task) -> Learned:
         """Make the class weights; choose kappa if asked."""
         kappa = check_number("kappa", self.kappa, 0, above=True)
-        if self.form not in FORMS or kappa > LARGEST:
-            raise unexpected(
-                "form, kappa", (self.form, kappa), f"one of {list(FORMS)}, a number up to {LARGEST:g}"
-            )
+        if self.form not in FORMS:
+            raise unexpected("form", self.form, f"one of {list(FORMS)}")
+        if kappa > LARGEST:
+            raise unexpected("kappa", kappa, f"a number up to {LARGEST:g}")
         if self.form != "shrunk":
             return Learned(CosineHead(F.normalize(self.published(task), dim=-1), task.scale))
         x, text, balance = F.normalize(task.features.pooled(), dim=-1), task.class_weights, self.balances()

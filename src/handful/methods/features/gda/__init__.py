@@ -35,8 +35,8 @@ ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 PER_IMAGE, PUBLISHED = 0.08, 0.1
 """The alphas of the forms: what was good at 1 to 16 images on four sets with CLIP's features; and what the
 published code keeps where none of `ALPHAS` is right once."""
-MOST = 100.0
-"""The largest alpha that a search for accuracy looks at."""
+MOST = 3.0
+"""The largest alpha that a search looks at: names count for little there."""
 
 
 class GDA(FewShotClassifier):
@@ -67,7 +67,7 @@ class GDA(FewShotClassifier):
         How alpha is chosen. `"support"`, the default: leaving out one shot of every class at a time, exactly,
         alpha by the cross-entropy at the best temperature (`handful.search.best_blend`); as given where a
         class has one image. `"fixed"`: as given. `"val"` and `"oracle"`: the accuracy on `fit(...,
-        validation=)`, over every alpha up to 100, or, for the published forms, the first best one of seven,
+        validation=)`, over every alpha up to 3, or, for the published forms, the first best one of seven,
         0.0001 to 100.
     form
         `"dimensionless"`, the default, for its alpha fits every number of shots and of views; `"published"`;
@@ -191,4 +191,7 @@ class GDA(FewShotClassifier):
                 out = torch.bincount(task.labels[folds == fold], minlength=classes)
                 extra[folds == fold] *= task.scale * mean_shots(counts - out)
         held, weights = folds >= 0, whole_weights(task.labels, self.balances())
-        return best_blend(base[held], extra[held], task.labels[held], weights[held])[0]
+        return min(
+            best_blend(base[held], extra[held], task.labels[held], weights[held])[0],
+            MOST if self.form == "dimensionless" else ALPHAS[-1],
+        )

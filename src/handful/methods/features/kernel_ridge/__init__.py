@@ -56,7 +56,7 @@ class KernelRidge(FewShotClassifier):
         exactly, rho by the cross-entropy at the best temperature for every beta and lam
         (`handful.search.best_blend`); as given where a class has one image, and beyond 2,048 vectors of an
         rbf kernel. `"fixed"`: as given. `"val"` and `"oracle"`: the accuracy on `fit(..., validation=)`, over
-        every rho up to 100.
+        every rho up to 3.
     form
         `"textbook"` or `"published"`.
     ranges

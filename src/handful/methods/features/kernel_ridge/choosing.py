@@ -14,7 +14,7 @@ from handful.methods.features.kernel_ridge.regression import Regression, Setting
 from handful.search import best_blend, best_ratio
 from handful.selection import Validation, shot_folds
 
-BETAS, LAMS, MOST = (1.0, 3.0), (0.03, 0.1, 0.3, 1.0, 3.0), 100.0
+BETAS, LAMS, MOST = (1.0, 3.0), (0.03, 0.1, 0.3, 1.0, 3.0), 3.0
 """Where a search looks, and its largest rho."""
 Grid = tuple[tuple[float, float, int], tuple[float, float, int]]
 """First, last and number of the betas, and of the lams."""
