@@ -15,9 +15,9 @@ from handful.selection import shot_numbers
 
 NAMES = ("names", "adapter", "probe", "ridge")
 """Of the parts, in their order."""
-ADAPTER = 0.01
+ADAPTER = 0.03
 """Strength of the adapter's penalty, at CLIP's scale of 100."""
-CAUTIOUS = 1000
+CAUTIOUS = 300
 """Times as strong is the adapter's penalty where images and names do not move together."""
 BETA, LAMBDA = 1.0, 0.1
 """Sharpness of the ridge's kernel, and its penalty."""
