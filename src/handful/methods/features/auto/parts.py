@@ -25,8 +25,8 @@ LANDMARKS = 2048
 """Images at most that the ridge's kernel looks at."""
 JITTER = 1e-8
 """On the diagonal of the landmarks' kernel, of which 1 is the diagonal."""
-STEPS = 40
-"""Evaluations of a convex part at most."""
+STEPS, TOLERANCE = 40, 3e-3
+"""Evaluations of a convex part at most, and what is left of the gradient: more changes no answer."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,10 @@ class Ridge:
 def learn_convex(problem: Problem, adapter_strength: float) -> tuple[Tensor, Tensor]:
     """Learn the adapter M `[E, E]` and the linear probe's `W - T` `[C, E]`."""
     x, labels, text, scale = problem.x, problem.labels, problem.text, problem.scale
-    adapter = adapt(x, labels, text, scale, adapter_strength, problem.weights, steps=STEPS)
+    adapter = adapt(x, labels, text, scale, adapter_strength, problem.weights, steps=STEPS, tolerance=TOLERANCE)
     confidence = class_confidence(scale * x @ text.T, labels)
     anchors = default_strength(labels, scale) * confidence
-    moved, _ = probe(x, labels, text, scale, anchors, problem.weights, most=STEPS)
+    moved, _ = probe(x, labels, text, scale, anchors, problem.weights, most=STEPS, tolerance=TOLERANCE)
     return adapter, moved - text
 
 
