@@ -16,10 +16,11 @@ from toys import NAMES, same, toy
 
 import handful
 from handful.balance import balanced_order, effective_number, image_weights, share_right, whole_weights
+from handful.cache import CacheHead
 from handful.estimator.confidence import fit_temperature
 from handful.extend import Learned, Schedule, Task, cross_entropy
 from handful.methods.features import linear_probe, logistic_probe
-from handful.methods.features.tip_adapter import CacheHead, searched
+from handful.methods.features.tip_adapter import searched
 from handful.schedule import seeded
 from handful.search import best_pair, best_ratio
 from handful.selection import Validation, choose, folds

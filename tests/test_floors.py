@@ -13,7 +13,7 @@ FLOORS = (
     ("balance", "metrics", "model_card", "resume", "schedule"),
     ("backbones", "checkpoint", "data"),
     ("heads", "search", "selection"),
-    ("features", "towers", "train"),
+    ("cache", "features", "towers", "train"),
     ("prompts", "refiner"),
     ("estimator",),
     ("extend", "methods"),

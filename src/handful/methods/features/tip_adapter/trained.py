@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
+from handful.cache import CacheHead, Extras, cache_extras, joined, likely
 from handful.estimator import Learned, Task, Validation
-from handful.methods.features.tip_adapter import CacheHead, TipAdapter, chosen, searched
+from handful.methods.features.tip_adapter import TipAdapter, chosen, ranges_of, searched
 from handful.schedule import tip_schedule
-from handful.selection import choose
+from handful.search import Found
+from handful.selection import choose, folds
 from handful.train import Run
 from handful.types import Selection, Templates
 
 BATCH_SIZE = 256
+FOLDS = 4
+"""At most, of a search inside the support set: each is another training."""
 
 
 class TrainedCache(nn.Module):
@@ -47,10 +52,11 @@ class Trained(NamedTuple):
 class TipAdapterF(TipAdapter):
     """Tip-Adapter whose keys are trained, starting from the support set's features (§3.3).
 
-    Trained at the alpha and beta given (`"support"`: at those that were found before training, since
-    trained keys have seen every label). `"val"` searches them afterwards. `"oracle"` is the published
-    recipe where it looks at the test set twice: the epoch that is best there is kept, and alpha and
-    beta are searched there.
+    Trained at the alpha and beta given. `"val"` searches them afterwards. `"support"` too, on images that
+    the keys were not trained on: keys are also trained on all but one shot of every class in turn, in at
+    most 4 folds, which is up to four trainings more. (At an alpha that was found before training, each image
+    is explained by its own key, and there is nothing to learn.) `"oracle"` is the published recipe where it
+    looks at the test set twice: the epoch that is best there is kept, and alpha and beta are searched there.
 
     Parameters
     ----------
@@ -104,13 +110,27 @@ class TipAdapterF(TipAdapter):
 
         def search(seen: Validation | None) -> Trained:
             if seen is None:
-                return self.train(task, searched(start, None, self.ranges))
+                trained, found = self.train(task, start), self.search_inside(task, start)
+                return trained._replace(head=replace(trained.head, alpha=found.alpha, beta=found.beta))
             trained = self.train(task, start, seen if self.selection == "oracle" else None)
             return trained._replace(head=searched(trained.head, seen, self.ranges))
 
         choice = choose(self.selection, task, lambda: self.train(task, start), search, "alpha and beta")
         head, run, epochs = choice.value
         return Learned.trained(head, run, choice, **chosen(head), epochs=epochs)
+
+    def search_inside(self, task: Task, start: CacheHead) -> Found:
+        """Find the alpha and beta of trained keys, on the images of each fold that they did not see."""
+        count = min(int(task.labels.bincount().max()), FOLDS)
+        rows, parts = list[Tensor](), list[tuple[int, Extras]]()
+        for kept, out in folds(task.labels.numpy(), count):
+            rows.append(torch.from_numpy(out))
+            some = task.choose(torch.from_numpy(kept))
+            trained = self.train(some, self.cache(some)).head
+            parts.append((len(out), cache_extras(trained, start.keys[rows[-1]])))
+        held_out = torch.cat(rows)
+        base = start.scale * start.keys[held_out] @ start.class_weights.T
+        return likely(base, joined(parts), start, task.labels[held_out], *ranges_of(self.ranges))
 
     def train(self, task: Task, head: CacheHead, judge: Validation | None = None) -> Trained:
         """Train the keys; keep the last epoch, or the one that is best on the images of a judge."""
