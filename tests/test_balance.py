@@ -30,6 +30,8 @@ SKEWED, NOISE = (60, 3, 3), 1.2
 FAST = {
     "tip-adapter": {"selection": "support"},
     "tip-adapter-f": {"selection": "support"},
+    "ape": {"selection": "support"},
+    "ape-t": {"selection": "support"},
     "clip-adapter": {"epochs": 30},
     "text-tuning": {"epochs": 30},
     "logistic-probe": {"selection": "fixed"},

@@ -130,7 +130,7 @@ def test_every_form_of_the_same_templates_gives_the_same_numbers(tiny: handful.B
 
 
 READING = ["zero-shot", "tip-adapter", "linear-probe", "meta-adapter", "clip-adapter", "text-tuning",
-           "tip-adapter-f", "fine-tuning"]  # fmt: skip
+           "tip-adapter-f", "ape", "ape-t", "tda", "fine-tuning"]  # fmt: skip
 
 
 def test_all_methods_that_read_templates_are_tried_here():

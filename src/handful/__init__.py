@@ -37,8 +37,11 @@ if TYPE_CHECKING:
     from handful.hub import pull, push
     from handful.meta_training import meta_train
     from handful.methods import (
+        APE,
+        APET,
         METHODS,
         MMA,
+        TDA,
         ClipAdapter,
         CoCoOp,
         CoOp,
@@ -77,8 +80,11 @@ _ROOMS = {
     "features": ("Features", "encode"),
     "hub": ("pull", "push"),
     "methods": (
+        "APE",
+        "APET",
         "METHODS",
         "MMA",
+        "TDA",
         "ClipAdapter",
         "CoCoOp",
         "CoOp",
@@ -100,8 +106,11 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
+    "APE",
+    "APET",
     "METHODS",
     "MMA",
+    "TDA",
     "Backbone",
     "BackboneError",
     "CheckpointError",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from handful.balance import class_weighting, is_unequal, whole_weights
 from handful.heads import Head, HeadContext, Shapes, check_rows, expect, flag, number, support_shapes
 from handful.search import Found, best_pair, by_class, likely_pair
-from handful.selection import Validation, shot_numbers
+from handful.selection import Validation, folds, shot_numbers
 
 CHUNK = 16_384
 """Keys that a cache looks at together: bounds the memory over a million keys."""
@@ -29,6 +29,8 @@ ANCHOR = 16
 ALPHAS, BETAS = (0.1, 50.0), tuple(0.5 * step for step in range(1, 41))
 """Where a search looks: as wide as the widest range of the published code."""
 
+FOLDS = 4
+"""At most, of a search inside the support set for what is trained: each is another training."""
 LIKELY_ALPHAS, LIKELY_BETAS = 25, 13
 """How many alphas, evenly spaced in their logarithm, and at most how many betas a search inside the support
 set looks at."""
@@ -180,6 +182,27 @@ def search(
     extras = cache_extras(head, head.keys, shots, left_out)
     base = head.scale * head.keys @ head.class_weights.T
     return likely(base, extras, head, head.labels, alphas, betas)
+
+
+def search_held_out(
+    start: CacheHead,
+    refit: Callable[[Tensor], CacheHead],
+    alphas: tuple[float, float],
+    betas: Sequence[float],
+) -> Found:
+    """Find alpha and beta of a cache that is trained, on the images that each fold's training did not see.
+
+    `refit` gives the head of a training on some rows of the support set, whose unit vectors are the keys of
+    `start`. There are at most `FOLDS`, each of whole shots.
+    """
+    rows, bases, parts = list[Tensor](), list[Tensor](), list[tuple[int, Extras]]()
+    for kept, out in folds(start.labels.numpy(), min(int(start.labels.bincount().max()), FOLDS)):
+        head, held_out = refit(torch.from_numpy(kept)), torch.from_numpy(out)
+        x = start.keys[held_out]
+        rows.append(held_out)
+        bases.append(head.scale * x @ head.class_weights.T)
+        parts.append((len(out), cache_extras(head, x)))
+    return likely(torch.cat(bases), joined(parts), start, start.labels[torch.cat(rows)], alphas, betas)
 
 
 def likely(

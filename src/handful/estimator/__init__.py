@@ -192,8 +192,8 @@ class FewShotClassifier(Keeping):
     @torch.no_grad()
     def logits(self, images: Any) -> NDArray[np.float32]:
         """Give logits `[N, C]`, a column for each of `classes_`, of two classes too."""
-        head = self.head_
-        return check_logits(torch.cat([head.read(x) for x in self.query(images)])).numpy()
+        read = self.head_.reader()
+        return check_logits(torch.cat([read(x) for x in self.query(images)])).numpy()
 
     def decision_function(self, images: Any) -> NDArray[np.float32]:
         """Give what scikit-learn's scorers rank by: logits `[N, C]`, or `[N]` for two classes.
@@ -251,7 +251,8 @@ class FewShotClassifier(Keeping):
         """Give probabilities `[N, C]`, and which images are of no known class `[N]`; see `predict`."""
         fitted = self.fitted_
         self.check_unknown(unknown)
-        parts = [confidence.classify(fitted.head, fitted.calibration, x, unknown) for x in self.query(images)]
+        head, read = fitted.head, fitted.head.reader()
+        parts = [confidence.classify(head, fitted.calibration, x, unknown, read) for x in self.query(images)]
         probabilities, is_unknown = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
         return probabilities, is_unknown
 

@@ -222,11 +222,18 @@ class Answer(NamedTuple):
 
 @torch.no_grad()
 def classify(
-    head: Head, calibration: Calibration | None, x: Tensor, unknown: float | str | None = None
+    head: Head,
+    calibration: Calibration | None,
+    x: Tensor,
+    unknown: float | str | None = None,
+    read: Callable[[Tensor], Tensor] | None = None,
 ) -> Answer:
-    """Classify what a head needs of N images; see `FewShotClassifier.predict` for `unknown`."""
+    """Classify what a head needs of N images; see `FewShotClassifier.predict` for `unknown`.
+
+    `read` is the head's `reader()`, for a part of a series of images; without, they stand alone.
+    """
     check_unknown(calibration, unknown)
-    found = probabilities(head.read(x), calibration)
+    found = probabilities((read or head.read)(x), calibration)
     if calibration is None or unknown != "auto":
         return Answer(found, found.max(1).values < float(unknown or 0))
     return Answer(found, calibration.familiarity(head.image_features(x)) < calibration.threshold)

@@ -119,7 +119,7 @@ class ImageReader:
                     f"Got features {values.shape[-1]} wide, this classifier reads {head.width}. If they are "
                     "one grey picture, give it in a list."
                 )
-            yield replace(part, values=values.mean(1))
+            yield replace(part, values=values if head.reads_views else values.mean(1))
 
     def _features(self, images: Any) -> Iterator[Part]:
         """Read features of images as for testing, in parts."""

@@ -270,10 +270,10 @@ class Method(Parameters):
         return self._stream(images, unknown)
 
     def _stream(self, images: Any, unknown: float | str | None) -> Iterator[tuple[Part, Answer]]:
-        fitted = self.fitted_
+        fitted, read = self.fitted_, self.head_.reader()
         for part in self.parts(images):
             if part.rows:
-                yield part, classify(fitted.head, fitted.calibration, part.values, unknown)
+                yield part, classify(fitted.head, fitted.calibration, part.values, unknown, read)
             else:
                 nothing = torch.zeros(0, len(fitted.class_names))
                 yield part, Answer(nothing, torch.zeros(0, dtype=torch.bool))

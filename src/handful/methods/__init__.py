@@ -13,10 +13,13 @@ from handful import checkpoint
 from handful.backbones import Backbone, recorded_files, reload_backbone
 from handful.errors import BackboneError, CheckpointError, unexpected
 from handful.estimator import FewShotClassifier
+from handful.methods.features.ape import APE
+from handful.methods.features.ape.trained import APET
 from handful.methods.features.clip_adapter import ClipAdapter
 from handful.methods.features.linear_probe import LinearProbe
 from handful.methods.features.logistic_probe import LogisticProbe
 from handful.methods.features.meta_adapter import MetaAdapter
+from handful.methods.features.tda import TDA
 from handful.methods.features.text_tuning import TextTuning
 from handful.methods.features.tip_adapter import TipAdapter
 from handful.methods.features.tip_adapter.trained import TipAdapterF
@@ -27,8 +30,11 @@ from handful.methods.towers.fine_tuning import FineTuning
 from handful.methods.towers.mma import MMA
 
 __all__ = [
+    "APE",
+    "APET",
     "METHODS",
     "MMA",
+    "TDA",
     "ClipAdapter",
     "CoCoOp",
     "CoOp",
@@ -52,6 +58,9 @@ METHODS: dict[str, type[FewShotClassifier]] = {
         LogisticProbe,
         TipAdapter,
         TipAdapterF,
+        APE,
+        APET,
+        TDA,
         MetaAdapter,
         ClipAdapter,
         TextTuning,

@@ -6,22 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
-from handful.cache import CacheHead, Extras, cache_extras, joined, likely
+from handful.cache import CacheHead, search_held_out
 from handful.estimator import Learned, Task, Validation
 from handful.methods.features.tip_adapter import TipAdapter, chosen, ranges_of, searched
 from handful.schedule import tip_schedule
-from handful.search import Found
-from handful.selection import choose, folds
+from handful.selection import choose
 from handful.train import Run
 from handful.types import Selection, Templates
 
 BATCH_SIZE = 256
-FOLDS = 4
-"""At most, of a search inside the support set: each is another training."""
 
 
 class TrainedCache(nn.Module):
@@ -108,9 +104,14 @@ class TipAdapterF(TipAdapter):
         """Train the keys, and choose alpha and beta before or after."""
         start = self.cache(task)
 
+        def retrain(kept: Tensor) -> CacheHead:
+            some = task.choose(kept)
+            return self.train(some, self.cache(some)).head
+
         def search(seen: Validation | None) -> Trained:
             if seen is None:
-                trained, found = self.train(task, start), self.search_inside(task, start)
+                trained = self.train(task, start)
+                found = search_held_out(start, retrain, *ranges_of(self.ranges))
                 return trained._replace(head=replace(trained.head, alpha=found.alpha, beta=found.beta))
             trained = self.train(task, start, seen if self.selection == "oracle" else None)
             return trained._replace(head=searched(trained.head, seen, self.ranges))
@@ -118,19 +119,6 @@ class TipAdapterF(TipAdapter):
         choice = choose(self.selection, task, lambda: self.train(task, start), search, "alpha and beta")
         head, run, epochs = choice.value
         return Learned.trained(head, run, choice, **chosen(head), epochs=epochs)
-
-    def search_inside(self, task: Task, start: CacheHead) -> Found:
-        """Find the alpha and beta of trained keys, on the images of each fold that they did not see."""
-        count = min(int(task.labels.bincount().max()), FOLDS)
-        rows, parts = list[Tensor](), list[tuple[int, Extras]]()
-        for kept, out in folds(task.labels.numpy(), count):
-            rows.append(torch.from_numpy(out))
-            some = task.choose(torch.from_numpy(kept))
-            trained = self.train(some, self.cache(some)).head
-            parts.append((len(out), cache_extras(trained, start.keys[rows[-1]])))
-        held_out = torch.cat(rows)
-        base = start.scale * start.keys[held_out] @ start.class_weights.T
-        return likely(base, joined(parts), start, task.labels[held_out], *ranges_of(self.ranges))
 
     def train(self, task: Task, head: CacheHead, judge: Validation | None = None) -> Trained:
         """Train the keys; keep the last epoch, or the one that is best on the images of a judge."""
