@@ -5,6 +5,8 @@ It says what the facts say and no more: data, selection, scores, backbone and it
 
 from __future__ import annotations
 
+from handful.errors import counted
+
 import hashlib
 import json
 import re
@@ -132,13 +134,16 @@ def _data(facts: dict[str, Any]) -> str:
         lines = ["- support set: " + ("nothing is recorded of it" if learned_on else "no image (zero-shot)")]
     else:
         each = f"{min(shots)}" if min(shots) == max(shots) else f"{min(shots)} to {max(shots)}"
-        lines = [f"- support set: {sum(shots)} images, {each} for each class"]
+        lines = [f"- support set: {counted(sum(shots))}, {each} for each class"]
     draw = facts.get("draw")
     if isinstance(draw, dict) and draw:
         found = {name: _plain(value) for name, value in draw.items()}
         lines.append(
-            f"- drawn from {found.get('data')}: {found.get('shots')} images for each class, CoOp's draw of "
-            f"seed {found.get('seed')}"
+           
+           
+           
+            f"- drawn from {found.get('data')}: {found.get('shots')} image{'s' * (found.get('shots') != '1')} for each class, CoOp's
+            draw of " f"seed {found.get('seed')}"
         )
     if learned_on:
         lines.append(f"- learned on images of other classes: {_list(learned_on, 20)}")

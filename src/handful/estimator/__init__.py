@@ -7,6 +7,7 @@ frozen value, `fitted_`; the other attributes that end in `_` are read from it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -82,6 +83,7 @@ class FewShotClassifier(Keeping):
         names = classes.names
         backbone = self.find_backbone(needs_text or self.uses_tower or self.uses_image_tower)
         text, text_features = self.text_classifier(classes, class_weights, backbone)
+        given_text = class_weights is not None and self.uses_text
         templates = self.text_templates(names, class_weights)
         parameters = self.recorded_parameters(class_weights)
         reader = self.reader()
@@ -120,6 +122,7 @@ class FewShotClassifier(Keeping):
             templates=templates,
             shots=() if images is None else tuple(np.bincount(rows.numpy(), minlength=len(names)).tolist()),
             support=tuple(changes.item_names(images, len(rows))) if head.support is not None else (),
+            given_weights=text_features.values if given_text and text_features is not None else None,
             digests=seen.of_fit(inputs if self.uses_images else None, held_out, learned.selection),
         )
         if learned.interrupted:
@@ -281,7 +284,8 @@ class FewShotClassifier(Keeping):
 
         The method is fitted again on all but one fold of the support set, for each fold, and classifies
         that one: no other image is needed. Of images of known classes, at most `false_alarm` will be called
-        unknown, if they are like those. Of other images, how many are is not known.
+        unknown, if they are like those. Of other images, how many are is not known. Means of several views of
+        an image are not like single images: the rate does not hold for these, and a warning says so.
 
         Parameters
         ----------
@@ -292,7 +296,7 @@ class FewShotClassifier(Keeping):
         folds
             At most as many as the largest class has images.
         given
-            What else `fit` was given: `class_weights`, `validation`.
+            What else `fit` was given: `validation`; other `class_weights` than it was given.
 
         Raises
         ------
@@ -301,6 +305,9 @@ class FewShotClassifier(Keeping):
         """
         fitted, images = self.fitted_, plain(images)
         names, order = fitted.class_names, fitted.known.given
+        weights = self._weights_given() if "class_weights" not in given else None
+        if weights is not None:
+            given["class_weights"] = weights[[names.index(name) for name in order]]
         rows = self._truth(images, labels)
 
         def refit(kept: NDArray[np.int64], out: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
@@ -317,7 +324,10 @@ class FewShotClassifier(Keeping):
 
         names, balance = fitted.class_names, fitted.parameters.get("balance", True)
         found = confidence.calibrate(rows, names, features, refit, false_alarm, folds, balance)
-        self.fitted_ = replace(fitted, calibration=found).noting(found.too_few)
+        unlike = confidence.of_several_views(images.values) if isinstance(images, Features) else ""
+        if unlike:
+            warnings.warn(unlike, stacklevel=2)
+        self.fitted_ = replace(fitted, calibration=found).noting(found.too_few, unlike)
         return self
 
     def score(self, images: Any, labels: Labels | None = None, sample_weight: Any = None) -> float:

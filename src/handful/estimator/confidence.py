@@ -22,9 +22,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.balance import effective_number, image_weights, is_unequal
-from handful.errors import CheckpointError, DataError, ParameterError, check_integer, check_number, unexpected
-from handful.heads import Head, check_logits, expect
-from handful.selection import folds
+
+
+
+from handful.errors import (
+    CheckpointError,
+    DataError,
+    ParameterError,
+    check_integer,
+    check_number,
+    counted,
+    unexpected,
+)
+from handful.heads import Head, check_logits, expect from handful.selection import folds
 
 Refit = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Tensor, Tensor, Tensor]]
 """Fits on some images and classifies others, by their rows: logits `[M, C]` of the others, and unit features
@@ -72,10 +82,11 @@ class Calibration:
         """Why nothing is called unknown, and how many images it takes; empty where something can be."""
         if self.can_tell_unknown:
             return ""
+        few = f"{counted(self.images, 'held-out image')} {'is' if self.images == 1 else 'are'} too few"
         return (
-            f"{self.images} held-out images are too few to call any image unknown at a false-alarm rate of "
-            f"{self.false_alarm:g}: it takes {images_needed(self.false_alarm)}. Calibrate on more images or "
-            "at a higher rate, or give a probability: unknown=0.5 (--unknown 0.5)."
+            f"{few} to call any image unknown at a false-alarm rate of {self.false_alarm:g}: it takes "
+            f"{images_needed(self.false_alarm)}. Calibrate on more images or at a higher rate, or give a "
+            "probability: unknown=0.5 (--unknown 0.5)."
         )
 
     def facts(self) -> dict[str, float]:
@@ -124,6 +135,18 @@ def calibrate(
         len(truth),
         len(parts),
         class_means(features(), torch.from_numpy(rows)),
+    )
+
+
+def of_several_views(values: Tensor) -> str:
+    """Say that a threshold found on features `[N, V, E]` of several views holds for such alone; else
+    empty."""
+    if values.shape[1] == 1:
+        return ""
+    return (
+        f"Calibrated on means of {values.shape[1]} views of each image, which lie nearer to each other than "
+        "single images do: of single images more will be called unknown than the false-alarm rate says (6 to "
+        "16 % were, at 5 %). Calibrate on the images, or on features of one view each."
     )
 
 

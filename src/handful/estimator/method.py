@@ -129,11 +129,15 @@ class Method(Parameters):
         """Give what a checkpoint calls it: its name, or `pkg.module:Class`."""
         return cls.method or f"{cls.__module__}:{cls.__qualname__}"
 
+    def parameters_of_fit(self) -> dict[str, Any]:
+        """Give the parameters that another fit like this one takes."""
+        return dict(self.fitted_.parameters)
+
     def settled(self) -> dict[str, Any]:
         """Give the parameters of the fit with what was chosen in place of the choice: a fit by these chooses
         nothing."""
         chosen = {**self.fitted_.selected, "selection": "fixed"}
-        return {name: chosen.get(name, value) for name, value in self.fitted_.parameters.items()}
+        return {name: chosen.get(name, value) for name, value in self.parameters_of_fit().items()}
 
     def input_stage(self, backbone: Backbone) -> InputStage | None:
         """Give what a method inside the image tower reads of training pixels; None: features."""

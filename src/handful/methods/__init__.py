@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,11 @@ GIVE_BACKBONE = (
 )
 
 
+def _plugins() -> dict[str, EntryPoint]:
+    """Give what installed packages name, by name."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
 def find_method(name: str) -> type[FewShotClassifier]:
     """Give the class of a method: built in, named by an installed package, or imported as `pkg.module:Class`.
 
@@ -87,10 +92,12 @@ def find_method(name: str) -> type[FewShotClassifier]:
     ParameterError
         There is no such method.
     """
-    if name in METHODS:
-        return METHODS[name]
+    return METHODS[name] if name in METHODS else _import(name, _plugins())
+
+
+def _import(name: str, plugins: dict[str, EntryPoint]) -> type[FewShotClassifier]:
+    """Import a method by what an installed package calls it, or as `pkg.module:Class`."""
     module, colon, attribute = name.partition(":")
-    plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if not colon and name not in plugins:
         known = sorted({*METHODS, *plugins})
         raise unexpected("method", name, f"one of {known}, or an import path pkg.module:Class")
@@ -166,9 +173,10 @@ def load(
 
 def _known(name: str) -> type[FewShotClassifier] | None:
     """Give the class of a method that is built in, or that an installed package names."""
-    if name in METHODS or any(point.name == name for point in entry_points(group=ENTRY_POINTS)):
-        return find_method(name)
-    return None
+    if name in METHODS:
+        return METHODS[name]
+    plugins = _plugins()
+    return _import(name, plugins) if name in plugins else None
 
 
 def _find_backbone(
