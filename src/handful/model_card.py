@@ -5,13 +5,13 @@ It says what the facts say and no more: data, selection, scores, backbone and it
 
 from __future__ import annotations
 
-from handful.errors import counted
-
 import hashlib
 import json
 import re
 from pathlib import PurePath
 from typing import Any
+
+from handful.errors import counted
 
 FEW_CLASSES, FEW_IMAGES = 50, 4
 LICENCES = (
@@ -138,12 +138,10 @@ def _data(facts: dict[str, Any]) -> str:
     draw = facts.get("draw")
     if isinstance(draw, dict) and draw:
         found = {name: _plain(value) for name, value in draw.items()}
+        shown = f"{found.get('shots')} image{'s' * (found.get('shots') != '1')}"
         lines.append(
-           
-           
-           
-            f"- drawn from {found.get('data')}: {found.get('shots')} image{'s' * (found.get('shots') != '1')} for each class, CoOp's
-            draw of " f"seed {found.get('seed')}"
+            f"- drawn from {found.get('data')}: {shown} for each class, CoOp's draw of seed "
+            f"{found.get('seed')}"
         )
     if learned_on:
         lines.append(f"- learned on images of other classes: {_list(learned_on, 20)}")

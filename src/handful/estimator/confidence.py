@@ -22,9 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.balance import effective_number, image_weights, is_unequal
-
-
-
 from handful.errors import (
     CheckpointError,
     DataError,
@@ -34,7 +31,8 @@ from handful.errors import (
     counted,
     unexpected,
 )
-from handful.heads import Head, check_logits, expect from handful.selection import folds
+from handful.heads import Head, check_logits, expect
+from handful.selection import folds
 
 Refit = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Tensor, Tensor, Tensor]]
 """Fits on some images and classifies others, by their rows: logits `[M, C]` of the others, and unit features
