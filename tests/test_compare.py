@@ -84,6 +84,8 @@ SELECTIONS = {
     "ss-text": ["fixed", "support", "val"],
     "tip-adapter": ["fixed", "support", "val"],
     "tip-adapter-f": ["fixed", "support", "val"],
+    "ape": ["fixed", "support", "val"],
+    "ape-t": ["fixed", "support", "val"],
     "clip-adapter": ["fixed", "support", "val"],
     "logistic-probe": ["fixed", "support", "val"],
 }
@@ -91,7 +93,7 @@ SELECTIONS = {
 SMALL = {
     "coop": {"length": 2, "epochs": 1}, "cocoop": {"epochs": 1, "batch_size": 20},
     "mma": {"width": 4, "epochs": 1}, "fine-tuning": {"epochs": 1}, "tip-adapter-f": {"epochs": 1},
-    "clip-adapter": {"epochs": 1}, "text-tuning": {"epochs": 1},
+    "ape-t": {"epochs": 1},    "clip-adapter": {"epochs": 1}, "text-tuning": {"epochs": 1},
 }  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def test_every_form_of_the_same_templates_gives_the_same_numbers(tiny: handful.B
 
 READING = [
     "zero-shot", "gda", "kernel-ridge", "ss-text", "tip-adapter", "linear-probe",
-    "meta-adapter", "clip-adapter", "text-tuning", "tip-adapter-f", "fine-tuning",
+    "meta-adapter", "clip-adapter", "text-tuning", "tip-adapter-f", "ape", "ape-t", "tda", "fine-tuning",
 ]  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from torch import nn
 from toys import NAMES, fit, parameters, toy
 
 import handful
+from handful.cache import CacheHead
 from handful.methods.features.linear_probe import MovedWeights, class_confidence
-from handful.methods.features.tip_adapter import CacheHead
 from handful.methods.features.tip_adapter.trained import TrainedCache
 from handful.protocols import coop_probe_draw, coop_probe_draws
 from handful.protocols import fit as fit_draw
@@ -178,7 +178,7 @@ def test_a_large_cache_is_read_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch
     whole = clf.decision_function(x)
     seen: list[int] = []
     plain = torch.exp
-    monkeypatch.setattr("handful.methods.features.tip_adapter.CHUNK", 7)
+    monkeypatch.setattr("handful.cache.CHUNK", 7)
     monkeypatch.setattr(torch, "exp", lambda values: (seen.append(values.shape[1]), plain(values))[1])
     np.testing.assert_allclose(clf.decision_function(x), whole, atol=1e-5)
     assert max(seen) == 7
