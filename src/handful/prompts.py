@@ -17,6 +17,8 @@ from handful.towers import text_pass
 from handful.types import Templates
 
 POSITIONS = ("end", "middle", "front")
+CLIP_LENGTH = 8.7
+"""Mean length of raw text features of CLIP ViT-B."""
 PLACEHOLDER = "X"
 """A word of one token; its embedding is overwritten."""
 
@@ -32,6 +34,15 @@ class TextFeatures:
         """The mean of each class's raw features, `[C, E]`: what TaskRes, CLAP and SS-Text start from."""
         counts = torch.bincount(self.classes).tolist()
         return torch.stack([own.mean(0) for own in self.values.split(counts)])
+
+    def lengthy_means(self) -> Tensor:
+        """The same; of unit norm, as class weights are that were given, they get CLIP's usual length.
+
+        Where steps are in raw units, as in TaskRes and CLAP, length decides how far one turns.
+        """
+        found = self.means()
+        are_units = bool(((found.norm(dim=1) - 1).abs() < 1e-3).all())
+        return CLIP_LENGTH * found if are_units else found
 
     def class_weights(self) -> Tensor:
         """The mean of each class's normalised features, normalised again: `[C, E]`."""
