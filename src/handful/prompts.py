@@ -35,14 +35,17 @@ class TextFeatures:
         counts = torch.bincount(self.classes).tolist()
         return torch.stack([own.mean(0) for own in self.values.split(counts)])
 
-    def lengthy_means(self) -> Tensor:
-        """The same; of unit norm, as class weights are that were given, they get CLIP's usual length.
+    def means_as_clips(self, scale: float) -> Tensor:
+        """The same, for steps and penalties in the units of CLIP's raw features, as in TaskRes and CLAP.
 
-        Where steps are in raw units, as in TaskRes and CLAP, length decides how far one turns.
+        Length decides how far a step turns a class weight. At CLIP's scale, above 50, lengths stay; those of
+        unit norm, as class weights are that were given, and all at other scales get CLIP's usual mean.
         """
         found = self.means()
-        are_units = bool(((found.norm(dim=1) - 1).abs() < 1e-3).all())
-        return CLIP_LENGTH * found if are_units else found
+        lengths = found.norm(dim=1)
+        if scale > 50 and not bool(((lengths - 1).abs() < 1e-3).all()):
+            return found
+        return CLIP_LENGTH / lengths.mean() * found
 
     def class_weights(self) -> Tensor:
         """The mean of each class's normalised features, normalised again: `[C, E]`."""

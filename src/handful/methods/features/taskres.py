@@ -103,7 +103,7 @@ class TaskRes(FewShotClassifier):
     def learn(self, task: Task) -> Learned:
         """Train the residual."""
         alpha, schedule = check_number("alpha", self.alpha, 0, above=True), self.schedule(task)
-        model = Residual(task.text_features.lengthy_means(), alpha, task.scale)
+        model = Residual(task.text_features.means_as_clips(task.scale), alpha, task.scale)
         run = task.train(model, schedule, schedule.generator())
         head = CosineHead(model.class_weights().detach(), task.scale)
         return Learned.trained(head, run, epochs=schedule.epochs, lr=schedule.lr)
