@@ -32,6 +32,11 @@ FORMS = {
     "fine-tuning": {"epochs": 1, "views": 1, "lr": 1e-6},
     "mma": {"first_block": 4, "width": 4, "epochs": 1, "views": 1},
     "text-tuning": {"form": "bias", "epochs": 2, "views": 0},
+    "linear-adapter": {"strength": 0.1},
+    "taskres": {"epochs": 2, "views": 2, "alpha": 1.0},
+    "lp-plus-plus": {"epochs": 12},
+    "cross-modal-probe": {"iterations": 5, "wise_ft": 0.5},
+    "prolip": {"epochs": 5, "views": 2},
     "coop": {"length": 4, "class_specific": True, "epochs": 2, "views": 2},
     "cocoop": {"epochs": 1, "batch_size": 8, "views": 0},
 }

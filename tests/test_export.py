@@ -32,6 +32,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "clip-adapter": {"selection": "fixed", "side": "both"},
     "meta-adapter": {"refiner": Refiner(16).reset(torch.Generator().manual_seed(0))},
     "mma": {"alpha": 0.5},
+    "cross-modal-probe": {"iterations": 5},
 }
 """Parameters that make a fit on `tiny` quick, and what it learned visible."""
 KINDS = ["clip-adapter", "cocoop", "fine-tuning", "mma", "tip-adapter"]

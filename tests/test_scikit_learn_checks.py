@@ -19,6 +19,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "tip-adapter": {}, "tip-adapter-f": {"epochs": 1, "views": 0}, "meta-adapter": {}, "ape": {},
     "ape-t": {"epochs": 1, "views": 0}, "tda": {},
     "clip-adapter": {"epochs": 1, "views": 0, "selection": "fixed"}, "text-tuning": {"epochs": 1, "views": 0},
+    "linear-adapter": {"max_iter": 20}, "taskres": {"epochs": 1, "views": 0}, "lp-plus-plus": {"epochs": 20},
+    "cross-modal-probe": {"iterations": 20},
 }  # fmt: skip
 """Methods on features, with few steps."""
 EXCEPTIONS = {
