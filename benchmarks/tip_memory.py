@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from handful.methods.features.tip_adapter import CacheHead
+from handful.cache import CacheHead
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--keys", type=int, default=1_000_000)

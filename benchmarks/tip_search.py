@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handful.methods.features.tip_adapter import cache_logits
+from handful.cache import cache_logits
 from handful.search import best_pair, by_class
 
 BETAS, ALPHAS, TOP = 200, 20, (7.0, 3.0)

@@ -41,9 +41,17 @@ FORMS: dict[str, dict[str, Any]] = {
     "ss-text": {},
     "tip-adapter": {},
     "tip-adapter-f": {"epochs": 1, "views": 0},
+    "ape": {},
+    "ape-t": {"epochs": 1, "views": 0},
+    "tda": {},
     "meta-adapter": {},
     "clip-adapter": {"side": "both", "epochs": 1, "views": 0, "selection": "fixed"},
     "text-tuning": {"epochs": 1, "views": 0},
+    "linear-adapter": {"max_iter": 5},
+    "taskres": {"epochs": 1, "views": 0},
+    "lp-plus-plus": {"epochs": 5},
+    "cross-modal-probe": {"iterations": 5},
+    "prolip": {"epochs": 3, "views": 0},
     "fine-tuning": {"epochs": 1, "views": 0},
     "coop": {"epochs": 1, "length": 2, "views": 0},
     "cocoop": {"epochs": 1, "batch_size": 8, "views": 0},
@@ -52,7 +60,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 CALIBRATED = ("tip-adapter", "clip-adapter")
 
-ALONE = ("coop", "text-tuning", "clip-adapter", "cocoop", "mma")
+ALONE = ("coop", "text-tuning", "clip-adapter", "linear-adapter", "prolip", "cocoop", "mma")
 """Whose learned tensors are saved alone too."""
 
 CLASSES = ("lamp", "red panda", "mug")

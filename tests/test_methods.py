@@ -13,7 +13,8 @@ from methods_made import NAMES, toy
 from sklearn.linear_model import LogisticRegression
 
 import handful
-from handful.methods.features.tip_adapter import CacheHead, cache_logits, searched
+from handful.cache import CacheHead, cache_logits
+from handful.methods.features.tip_adapter import searched
 from handful.search import best_pair, best_ratio, by_class, sweep
 from handful.selection import folds, search_c, shot_numbers
 
@@ -138,7 +139,7 @@ def test_tip_adapter_does_not_care_for_the_order_of_its_support(monkeypatch: pyt
     one = handful.TipAdapter().fit(features, labels, **given)
     other = handful.TipAdapter().fit(features[order], labels[order], **given)
     np.testing.assert_allclose(one.decision_function(features), other.decision_function(features), atol=1e-4)
-    monkeypatch.setattr("handful.methods.features.tip_adapter.CHUNK", 5)
+    monkeypatch.setattr("handful.cache.CHUNK", 5)
     np.testing.assert_allclose(one.decision_function(features), other.decision_function(features), atol=1e-4)
 
 

@@ -15,8 +15,8 @@ from torch import nn
 from toys import NAMES, fit, parameters, toy
 
 import handful
-from handful.methods.features.linear_probe import MovedWeights, class_confidence
-from handful.methods.features.tip_adapter import CacheHead
+from handful.cache import CacheHead
+from handful.convex.probe import class_confidence
 from handful.methods.features.tip_adapter.trained import TrainedCache
 from handful.protocols import coop_probe_draw, coop_probe_draws
 from handful.protocols import fit as fit_draw
@@ -74,7 +74,7 @@ def test_the_tip_familys_schedule_falls_at_every_step():
 
 def test_a_linear_probe_is_at_the_minimum():
     features, labels, text = toy(6, noise=2.0)
-    clf = handful.LinearProbe().fit(features, labels, class_names=NAMES, class_weights=text)
+    clf = handful.LinearProbe(strength=1.0).fit(features, labels, class_names=NAMES, class_weights=text)
     x, rows = F.normalize(features, dim=-1), torch.as_tensor(labels)
     anchors = class_confidence(100 * x @ text.T, rows)
 
@@ -94,7 +94,7 @@ def test_a_class_is_held_as_its_name_says_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("handful.methods.features.linear_probe.TOLERANCE", 1e-9)
     features, labels, text = toy(6, noise=2.0)
     text = text[[0, 2, 1]]  # the names of two classes say little
-    clf = handful.LinearProbe().fit(features, labels, class_names=NAMES, class_weights=text)
+    clf = handful.LinearProbe(strength=1.0).fit(features, labels, class_names=NAMES, class_weights=text)
     x, start = F.normalize(features, dim=-1).double().numpy(), text.double().numpy()
     own = np.eye(3)[labels]
 
@@ -135,15 +135,6 @@ def test_a_strong_constraint_is_zero_shot_and_a_class_without_images_stays():
     assert plain.score(features, labels) == 1.0
 
 
-def test_whitened_steps_are_the_same_weights():
-    features, _, text = toy()
-    x = F.normalize(features, dim=-1)
-    model = MovedWeights(text, x, 100.0)
-    torch.testing.assert_close(model(x), 100 * x @ text.T)
-    values = torch.linalg.eigvalsh(model.whitening)
-    assert float(values.min()) > 0
-
-
 def test_a_loss_that_is_no_number_is_told():
     model = nn.Linear(2, 2)
     with pytest.raises(handful.TrainingError, match="evaluation 1"):
@@ -178,7 +169,7 @@ def test_a_large_cache_is_read_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch
     whole = clf.decision_function(x)
     seen: list[int] = []
     plain = torch.exp
-    monkeypatch.setattr("handful.methods.features.tip_adapter.CHUNK", 7)
+    monkeypatch.setattr("handful.cache.CHUNK", 7)
     monkeypatch.setattr(torch, "exp", lambda values: (seen.append(values.shape[1]), plain(values))[1])
     np.testing.assert_allclose(clf.decision_function(x), whole, atol=1e-5)
     assert max(seen) == 7

@@ -101,6 +101,11 @@ def unexpected(argument: str, value: object, allowed: str, next_step: str = "") 
     return ParameterError(f"Got {argument}={shown}, expected {allowed}.{tail}")
 
 
+def counted(number: int, noun: str = "image") -> str:
+    """Write a number of things: `1 image`, `2 images`."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
 def check_number(argument: str, value: object, low: float, *, above: bool = False) -> float:
     """Give a finite number that is at least `low` (`above`: more than `low`) as a float."""
     fine = isinstance(value, Real) and not isinstance(value, bool)

@@ -26,6 +26,7 @@ from handful.backbones.base import split_projection
 from handful.data.pixels import GRID, RANGES, SHARE, TAILS
 from handful.errors import HandfulError, ParameterError, unexpected
 from handful.estimator import FewShotClassifier
+from handful.estimator.confidence import classify
 from handful.estimator.conformal import can_state
 from handful.files import write_atomically
 from handful.heads import Head
@@ -221,14 +222,15 @@ def preprocessing(backbone: Backbone) -> dict[str, Any]:
 
 
 def largest_difference(clf: FewShotClassifier, data: bytes) -> float:
-    """Say by how much a file's probabilities differ from `predict_proba` on random images."""
+    """Say by how much a file's probabilities differ from the head's, each image alone, on random images."""
     onnxruntime: Any = importlib.import_module("onnxruntime")
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     size, rng, found = preprocessing(clf.loaded_backbone())["size"], np.random.default_rng(0), []
     for count in CHECKED:
         images = rng.integers(0, 256, (count, *size, 3), np.uint8)
         given: NDArray[np.float32] = session.run(["probabilities"], {"images": images})[0]
-        found.append(np.abs(given - clf.predict_proba(list(images))).max())
+        parts = [classify(clf.head_, clf.calibration_, x).probabilities for x in clf.query(list(images))]
+        found.append(np.abs(given - torch.cat(parts).numpy()).max())
     return float(np.max(found))
 
 

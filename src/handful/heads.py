@@ -25,6 +25,8 @@ Shapes = dict[str, tuple[int | str, ...]]
 Needs = Literal["features", "hidden", "pixels"]
 """What a head reads of an image: the feature `[N, E]`, the vector before the tower's final projection
 `[N, H]`, or pixels `[N, 3, H, W]`."""
+INTEGERS = ("labels", "channels")
+"""Tensors of whole numbers, by the last part of their names."""
 LARGEST = 1e30
 """Of learned numbers: what float32 can still multiply."""
 
@@ -83,6 +85,16 @@ class Head(ABC):
     @abstractmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any], context: HeadContext) -> Self:
         """Build from what a checkpoint holds, or raise a `CheckpointError` that says what is wrong."""
+
+    @property
+    def reads_views(self) -> bool:
+        """Whether it reads the views of an image one by one, `[N, V, E]`, and not their mean."""
+        return False
+
+    def reader(self) -> Callable[[Tensor], Tensor]:
+        """Give what reads one series of images, part after part, as `predict` does: `read`, but for a head
+        whose answers depend on the images before."""
+        return self.read
 
     @property
     def support(self) -> Support | None:
@@ -262,7 +274,7 @@ def expect(tensors: dict[str, Tensor], shapes: Shapes) -> None:
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         tensor = tensors[name]
-        wanted = torch.int64 if name == "labels" else torch.float32
+        wanted = torch.int64 if name.rpartition(".")[2] in INTEGERS else torch.float32
         if tensor.dtype != wanted:
             raise CheckpointError(f"Got {name} of {tensor.dtype}, expected {wanted}.")
         if tensor.ndim != len(shape):

@@ -11,6 +11,8 @@ import re
 from pathlib import PurePath
 from typing import Any
 
+from handful.errors import counted
+
 FEW_CLASSES, FEW_IMAGES = 50, 4
 LICENCES = (
     (r"(timm/\S+\.openai|openai/clip-\S+)", "mit", "MIT, as OpenAI's CLIP repository says"),
@@ -137,13 +139,14 @@ def _data(facts: dict[str, Any]) -> str:
         lines = ["- support set: " + ("nothing is recorded of it" if learned_on else "no image (zero-shot)")]
     else:
         each = f"{min(shots)}" if min(shots) == max(shots) else f"{min(shots)} to {max(shots)}"
-        lines = [f"- support set: {sum(shots)} images, {each} for each class"]
+        lines = [f"- support set: {counted(sum(shots))}, {each} for each class"]
     draw = facts.get("draw")
     if isinstance(draw, dict) and draw:
         found = {name: _plain(value) for name, value in draw.items()}
+        shown = f"{found.get('shots')} image{'s' * (found.get('shots') != '1')}"
         lines.append(
-            f"- drawn from {found.get('data')}: {found.get('shots')} images for each class, CoOp's draw of "
-            f"seed {found.get('seed')}"
+            f"- drawn from {found.get('data')}: {shown} for each class, CoOp's draw of seed "
+            f"{found.get('seed')}"
         )
     if learned_on:
         lines.append(f"- learned on images of other classes: {_list(learned_on, 20)}")

@@ -17,6 +17,8 @@ from handful.towers import text_pass
 from handful.types import Templates
 
 POSITIONS = ("end", "middle", "front")
+CLIP_LENGTH = 8.7
+"""Mean length of raw text features of CLIP ViT-B."""
 PLACEHOLDER = "X"
 """A word of one token; its embedding is overwritten."""
 
@@ -32,6 +34,18 @@ class TextFeatures:
         """The mean of each class's raw features, `[C, E]`: what TaskRes, CLAP and SS-Text start from."""
         counts = torch.bincount(self.classes).tolist()
         return torch.stack([own.mean(0) for own in self.values.split(counts)])
+
+    def means_as_clips(self, scale: float) -> Tensor:
+        """The same, for steps and penalties in the units of CLIP's raw features, as in TaskRes and CLAP.
+
+        Length decides how far a step turns a class weight. At CLIP's scale, above 50, lengths stay; those of
+        unit norm, as class weights are that were given, and all at other scales get CLIP's usual mean.
+        """
+        found = self.means()
+        lengths = found.norm(dim=1)
+        if scale > 50 and not bool(((lengths - 1).abs() < 1e-3).all()):
+            return found
+        return CLIP_LENGTH / lengths.mean() * found
 
     def class_weights(self) -> Tensor:
         """The mean of each class's normalised features, normalised again: `[C, E]`."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = 256
@@ -174,6 +175,50 @@ def best_blend(
             break
     ratio = float(point[1]) * spread[0] / (float(point[0]) * spread[1])
     return ratio, loss - STEADY * float(point.square().sum())
+
+
+def likely_pair(
+    base: Tensor,
+    extras: Callable[[Tensor, Sequence[float]], Iterator[Tensor]],
+    labels: Tensor,
+    alphas: Sequence[float],
+    betas: Sequence[float],
+    weights: Tensor | None = None,
+    usual: float = 1.0,
+) -> Found:
+    """Find the likeliest pair among those that are right about as often as the best, for few images.
+
+    Of few images the one pair that is right most often is found by luck: where nearly all are right at any
+    alpha, it may be the largest. So, of all pairs whose accuracy is within half its standard error of the
+    best, this is the one of least `sum_i w_i CE_i + log(alpha / usual)^2 / 2`: the log loss, with a standard
+    normal prior for the logarithm of alpha around what is usual, which outweighs an image or two.
+
+    Parameters
+    ----------
+    base, extras, labels, weights
+        As for `best_pair`.
+    alphas, betas
+        What to look at, all of them above 0.
+    usual
+        The alpha that is taken where the images say nothing.
+    """
+    weights = torch.ones_like(labels) if weights is None else weights
+    right = torch.zeros(len(betas), len(alphas), dtype=torch.float64)
+    loss = torch.tensor([math.log(alpha / usual) ** 2 / 2 for alpha in alphas]).double().repeat(len(betas), 1)
+    each = weights.double() / weights.double().mean()
+    for rows in torch.arange(len(base)).split(ROWS):
+        for row, extra in enumerate(extras(rows, betas)):
+            for column, alpha in enumerate(alphas):
+                logits = base[rows] + alpha * extra
+                right[row, column] += each[rows] @ (logits.argmax(1) == labels[rows]).double()
+                loss[row, column] += (
+                    each[rows] @ F.cross_entropy(logits, labels[rows], reduction="none").double()
+                )
+    accuracy = right / len(base)
+    best = float(accuracy.max())
+    enough = accuracy >= best - math.sqrt(max(best * (1 - best), 0) / len(base)) / 2 - 1e-9
+    row, column = divmod(int(torch.where(enough, loss, math.inf).argmin()), len(alphas))
+    return Found(alphas[column], betas[row], float(accuracy[row, column]))
 
 
 def gaps(base: Tensor, labels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from handful.estimator import Task
 TOLERANCE = 1e-4
 RELATIVE = ("gda.", "sstext.", "ape.similarity", "proker.")
 """What is meant relative to its own size, beside gradients and logits beyond 60."""
-SETS = ("ape.channels",)
+SETS = ("ape.channels", "ape_t.channels", "ape_t.shared.channels")
 """What has no order."""
 Found = Iterator[tuple[str, Tensor]]
 """Keys, and what we compute for each."""

@@ -1,4 +1,4 @@
-"""Write the classifiers of this folder: `python tests/saved/make.py`, run once, by version 0.1.0.
+"""Write the classifiers of this folder: `python tests/saved/make.py [NAME ...]`, each once, by version 0.1.0.
 
 They hold later versions to what users have on their disks. The backbone's weights come from NumPy's
 `RandomState`, whose stream never changes, so nothing of it is stored.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,17 @@ def main() -> None:
             "ss-text": handful.SSText(backbone),
             "tip-adapter": handful.TipAdapter(backbone, selection="support"),
             "tip-adapter-f": handful.TipAdapterF(backbone, **quick),
+            "ape": handful.APE(backbone),
+            "ape-t": handful.APET(backbone, **quick),
+            "tda": handful.TDA(backbone),
             "meta-adapter": handful.MetaAdapter(backbone, refiner=refiner),
             "clip-adapter": handful.ClipAdapter(backbone, side="both", **quick),
             "text-tuning": handful.TextTuning(backbone, **quick),
+            "linear-adapter": handful.LinearAdapter(backbone),
+            "taskres": handful.TaskRes(backbone, **quick),
+            "lp-plus-plus": handful.LPPlusPlus(backbone, epochs=20),
+            "cross-modal-probe": handful.CrossModalProbe(backbone, iterations=20),
+            "prolip": handful.ProLIP(backbone, **quick),
             "fine-tuning": handful.FineTuning(backbone, **quick),
             "coop": handful.CoOp(backbone, length=4, **quick),
             "cocoop": handful.CoCoOp(backbone, **quick),
@@ -80,13 +89,19 @@ def main() -> None:
         }
         assert methods.keys() == handful.METHODS.keys()
         for name, clf in methods.items():
+            if sys.argv[1:] and name not in sys.argv[1:]:
+                continue
             folder = HERE / name
             shutil.rmtree(folder, ignore_errors=True)
             clf.fit(images, labels, class_names=NAMES)
             if name in ("tip-adapter", "coop"):
                 clf.calibrate(images, labels, false_alarm=0.2)
+            if name == "tda":
+                clf.stream_logits(pictures(3, 6))
             clf.save(folder)
             save_file(answers(clf), folder / "answers.safetensors")
+        if sys.argv[1:]:
+            return
         methods["coop"].save_learned(HERE / "coop" / "learned.safetensors")
         methods["mma"].save_learned(HERE / "mma" / "learned.safetensors")
         for name in ("coop", "mma"):

@@ -24,6 +24,7 @@ from handful.cli.common import (
     say,
     use_images,
 )
+from handful.errors import counted
 from handful.names import METHODS
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def fit(
     calibrate: Annotated[
         float | None,
         typer.Option(
-            help="Calibrate probabilities and sets of classes inside the support set, and call images unknown "
-            "at this false-alarm rate, as 0.05."
+            help="Calibrate probabilities and sets of classes inside the support set, and call images "
+            "unknown at this false-alarm rate, as 0.05."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where to save the classifier.")] = Path("handful-model"),
@@ -189,7 +190,7 @@ def meta_train(
 
     refiner, images = use_images(folder, on_error, learn)
     refiner.save(out)
-    echo(f"{out}: trained on {len(images)} images, last loss {refiner.facts['training']['loss']:.4f}")
+    echo(f"{out}: trained on {counted(len(images))}, last loss {refiner.facts['training']['loss']:.4f}")
 
 
 def compare(

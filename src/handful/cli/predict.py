@@ -23,6 +23,7 @@ from handful.cli.common import (
     load_classifier,
     say,
 )
+from handful.errors import counted
 
 if TYPE_CHECKING:
     from handful.answers import AnswerFile, Row
@@ -95,7 +96,8 @@ def predict(
                 advance(len(rows))
             sink.finish()
     except KeyboardInterrupt:
-        say(f"interrupted: {sink.count} images are answered. {sink.next_step}")
+        done = f"{counted(sink.count)} {'is' if sink.count == 1 else 'are'} answered"
+        say(f"interrupted: {done}. {sink.next_step}")
         raise typer.Exit(130) from None
     for note in notes_on(left, looks):
         say(f"note: {note}")
@@ -215,13 +217,14 @@ class _File(Sink):
         self._file.finish()
         if self._named > SHOWN:
             say(
-                f"and {self._named - SHOWN} more images that can't be read: {self._file.path} has the reasons"
+                f"and {counted(self._named - SHOWN, 'more image')} that can't be read: {self._file.path} has "
+                "the reasons"
             )
         if self._as_json:
             echo_json({"out": str(self._file.path), "images": self.count, "errors": self.errors})
             return
         bad = f", {self.errors} can't be read" * bool(self.errors)
-        echo(f"{self._file.path}: {self.count} images{bad}")
+        echo(f"{self._file.path}: {counted(self.count)}{bad}")
 
 
 def _open(

@@ -63,6 +63,31 @@ def check_names(names: Iterable[str], normalise: bool = True) -> tuple[str, ...]
     return words
 
 
+def number_same(names: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Number the second and further of names that are one name, and say so: "crane", "crane (2)".
+
+    For classes that are told apart by something else. What is no list of texts is left for `check_names`.
+    """
+    given = list(names)
+    if isinstance(names, str) or not all(isinstance(name, str) for name in given):
+        return given, ()
+    keys = [name_key(name) for name in given]
+    taken, seen, renamed = set(keys), Counter[str](), list[str]()
+    for row, (name, key) in enumerate(zip(given, keys, strict=True)):
+        seen[key] += 1
+        number = seen[key]
+        while number > 1 and name_key(f"{name} ({number})") in taken:
+            number += 1
+        if number > 1:
+            given[row] = f"{name} ({number})"
+            taken.add(name_key(given[row]))
+            renamed.append(f"{given[row]!r} is row {row}")
+    if not renamed:
+        return given, ()
+    more = f" and {len(renamed) - 5} more" if len(renamed) > 5 else ""
+    return given, (f"Class names that came twice were numbered: {', '.join(renamed[:5])}{more}.",)
+
+
 def _spaced(name: str) -> str:
     return " ".join(readable_name(name).replace("_", " ").split())
 

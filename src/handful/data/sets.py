@@ -18,7 +18,7 @@ from handful.data.looks import notes_on
 from handful.data.names import check_names, clean_name, name_key
 from handful.data.reading import LeftOut, Report, find_same, refuse
 from handful.data.tables import read_table
-from handful.errors import DataError, UnreadableImages, unexpected
+from handful.errors import DataError, UnreadableImages, counted, unexpected
 from handful.types import ImageLike
 
 OnError = Literal["raise", "skip"]
@@ -54,7 +54,7 @@ class ImageSet:
             raise DataError(f"Got labels of dtype {labels.dtype}, expected integers, rows of class_names.")
         if labels.shape != (len(self.items),):
             raise DataError(
-                f"Got {len(self.items)} images and labels of shape {labels.shape}, "
+                f"Got {counted(len(self.items))} and labels of shape {labels.shape}, "
                 "expected one label for each image."
             )
         if len(labels) and not (labels.min() >= 0 and labels.max() < len(self.class_names)):
@@ -150,7 +150,8 @@ class ImageSet:
         items, marks = tuple(map(settle, images)), list(labels)
         fixed = None if class_names is None else check_names(class_names)
         if len(items) != len(marks):
-            raise DataError(f"Got {len(items)} images and {len(marks)} labels, expected as many.")
+            raise
+            DataError(f"Got {counted(len(items))} and {counted(len(marks), 'label')}, expected as many.")
         if marks and all(isinstance(mark, str) for mark in marks):
             words = [clean_name(str(mark)) for mark in marks]
             names = fixed or check_names(sorted(set(words)))

@@ -7,6 +7,7 @@ frozen value, `fitted_`; the other attributes that end in `_` are read from it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -81,6 +82,7 @@ class FewShotClassifier(Answering):
         names = classes.names
         backbone = self.find_backbone(needs_text or self.uses_tower or self.uses_image_tower)
         text, text_features = self.text_classifier(classes, class_weights, backbone)
+        given_text = class_weights is not None and self.uses_text
         templates = self.text_templates(names, class_weights)
         parameters = self.recorded_parameters(class_weights)
         reader = self.reader()
@@ -127,6 +129,7 @@ class FewShotClassifier(Answering):
             shots=() if images is None else tuple(np.bincount(rows.numpy(), minlength=len(names)).tolist()),
             support=tuple(changes.item_names(images, len(rows))) if head.support is not None else (),
             calibration=calibration,
+            given_weights=text_features.values if given_text and text_features is not None else None,
             digests=seen.of_fit(inputs if self.uses_images else None, held_out, learned.selection),
         )
         if learned.interrupted:
@@ -248,7 +251,8 @@ class FewShotClassifier(Answering):
         """Give probabilities `[N, C]`, and which images are of no known class `[N]`; see `predict`."""
         fitted = self.fitted_
         self.check_unknown(unknown)
-        parts = [confidence.classify(fitted.head, fitted.calibration, x, unknown) for x in self.query(images)]
+        head, read = fitted.head, fitted.head.reader()
+        parts = [confidence.classify(head, fitted.calibration, x, unknown, read) for x in self.query(images)]
         probabilities, is_unknown = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
         return probabilities, is_unknown
 
@@ -277,7 +281,8 @@ class FewShotClassifier(Answering):
 
         The method is fitted again on all but one fold of the support set, for each fold, and classifies
         that one: no other image is needed. Of images of known classes, at most `false_alarm` will be called
-        unknown, if they are like those. Of other images, how many are is not known.
+        unknown, if they are like those. Of other images, how many are is not known. Means of several views of
+        an image are not like single images: the rate does not hold for these, and a warning says so.
 
         Parameters
         ----------
@@ -288,7 +293,7 @@ class FewShotClassifier(Answering):
         folds
             At most as many as the largest class has images.
         given
-            What else `fit` was given: `class_weights`, `validation`.
+            What else `fit` was given: `validation`; other `class_weights` than it was given.
 
         Raises
         ------
@@ -297,6 +302,9 @@ class FewShotClassifier(Answering):
         """
         fitted, images = self.fitted_, plain(images)
         names, order = fitted.class_names, fitted.known.given
+        weights = self._weights_given() if "class_weights" not in given else None
+        if weights is not None:
+            given["class_weights"] = weights[[names.index(name) for name in order]]
         rows = self._truth(images, labels)
 
         def refit(kept: NDArray[np.int64], out: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,7 +321,10 @@ class FewShotClassifier(Answering):
 
         names, balance = fitted.class_names, fitted.parameters.get("balance", True)
         found = calibrating.calibrate(rows, names, features, refit, false_alarm, folds, balance)
-        self.fitted_ = replace(fitted, calibration=found).noting(found.too_few)
+        unlike = calibrating.of_views(isinstance(images, Features) and images.values.shape[1] > 1)
+        if unlike:
+            warnings.warn(unlike, stacklevel=2)
+        self.fitted_ = replace(fitted, calibration=found).noting(found.too_few, unlike)
         return self
 
     def score(self, images: Any, labels: Labels | None = None, sample_weight: Any = None) -> float:

@@ -21,8 +21,8 @@ class Answering(Keeping):
     @torch.no_grad()
     def logits(self, images: Any) -> NDArray[np.float32]:
         """Give logits `[N, C]`, a column for each of `classes_`, of two classes too."""
-        head = self.head_
-        return check_logits(torch.cat([head.read(x) for x in self.query(images)])).numpy()
+        read = self.head_.reader()
+        return check_logits(torch.cat([read(x) for x in self.query(images)])).numpy()
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
         """Give class probabilities `[N, C]`: the softmax of the logits over the temperature."""

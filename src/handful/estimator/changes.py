@@ -210,7 +210,7 @@ def refitted(fitted: Fitted, now: Kept, learned: Learned) -> Fitted:
         notes=learned.notes, losses=learned.losses, class_names=now.names, classes=np.array(now.classes),
         label_order=order, shots=tuple(now.shots), support=tuple(now.items), learned_on=(), draw=None,
         scores=(), calibration=None, templates=_templates_of(fitted, now.names),
-        digests=seen.keep(now.digests, fitted.digests.get(seen.VALIDATION, ())),
+        given_weights=None, digests=seen.keep(now.digests, fitted.digests.get(seen.VALIDATION, ())),
     )  # fmt: skip
     if fitted.calibration:
         return fresh.noting("It was calibrated on another support set: call calibrate again.")

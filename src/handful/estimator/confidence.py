@@ -12,7 +12,7 @@ rate at most.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,7 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handful.errors import CheckpointError, ParameterError, check_integer, check_number, unexpected
+from handful.errors import (
+    CheckpointError,
+    ParameterError,
+    check_integer,
+    check_number,
+    counted,
+    unexpected,
+)
 from handful.estimator.conformal import LABELS, SCORES, HeldOutScores, read_scores
 from handful.heads import Head, check_logits, expect
 
@@ -83,10 +90,11 @@ class Calibration:
                 "The fit held out images for probabilities alone. Call clf.calibrate(images, labels) on the "
                 "support set, or give a probability: unknown=0.5 (--unknown 0.5)."
             )
+        few = f"{counted(self.images, 'held-out image')} {'is' if self.images == 1 else 'are'} too few"
         return (
-            f"{self.images} held-out images are too few to call any image unknown at a false-alarm rate of "
-            f"{self.false_alarm:g}: it takes {images_needed(self.false_alarm)}. Calibrate on more images or "
-            "at a higher rate, or give a probability: unknown=0.5 (--unknown 0.5)."
+            f"{few} to call any image unknown at a false-alarm rate of {self.false_alarm:g}: it takes "
+            f"{images_needed(self.false_alarm)}. Calibrate on more images or at a higher rate, or give a "
+            "probability: unknown=0.5 (--unknown 0.5)."
         )
 
     def facts(self) -> dict[str, float]:
@@ -140,11 +148,18 @@ class Answer(NamedTuple):
 
 @torch.no_grad()
 def classify(
-    head: Head, calibration: Calibration | None, x: Tensor, unknown: float | str | None = None
+    head: Head,
+    calibration: Calibration | None,
+    x: Tensor,
+    unknown: float | str | None = None,
+    read: Callable[[Tensor], Tensor] | None = None,
 ) -> Answer:
-    """Classify what a head needs of N images; see `FewShotClassifier.predict` for `unknown`."""
+    """Classify what a head needs of N images; see `FewShotClassifier.predict` for `unknown`.
+
+    `read` is the head's `reader()`, for a part of a series of images; without, they stand alone.
+    """
     check_unknown(calibration, unknown)
-    found = probabilities(head.read(x), calibration)
+    found = probabilities((read or head.read)(x), calibration)
     if calibration is None or unknown != "auto":
         return Answer(found, found.max(1).values < float(unknown or 0))
     familiarity = calibration.familiarity(head.image_features(x), found)

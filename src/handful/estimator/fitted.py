@@ -74,6 +74,9 @@ class Fitted:
         What `calibrate` found, or what the fit itself held out; None without either.
     scores
         What `evaluate --record` measured.
+    given_weights
+        The class weights that `fit` was given, rows in the order of `class_names`, at the length that they
+        had; None where there were none, or an earlier version saved it.
     digests
         Of the images that it learned from, or that its hyper-parameters were chosen on: see
         `handful.estimator.seen`. Empty where nothing is known of them.
@@ -100,6 +103,7 @@ class Fitted:
     calibration: Calibration | None = None
     scores: tuple[Mapping[str, Any], ...] = ()
     digests: Digests = field(default_factory=dict, repr=False)
+    given_weights: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def known(self) -> Classes:
@@ -139,9 +143,14 @@ class Fitted:
 
     @classmethod
     def from_facts(
-        cls, facts: dict[str, Any], head: Head, backbone: Backbone | None, tensors: Mapping[str, Tensor] = {}
+        cls,
+        facts: dict[str, Any],
+        head: Head,
+        backbone: Backbone | None,
+        tensors: Mapping[str, Tensor] = {},
+        given_weights: Tensor | None = None,
     ) -> Fitted:
-        """Build from what `to_facts` gave, the head, and the tensors of a calibration.
+        """Build from what `to_facts` gave, the head, the tensors of a calibration, and class weights given.
 
         Raises
         ------
@@ -168,6 +177,7 @@ class Fitted:
                 len(facts["class_names"]),
                 "E" if head.needs == "hidden" else head.width,  # its image features may be of another width
             ),
+            given_weights=given_weights,
             **{**known, "draw": known["draw"] or None},
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from handful.backbones import Backbone
 from handful.data.given import as_items
 from handful.data.sets import ImageSet
-from handful.errors import DataError, FingerprintError, check_integer, unexpected
+from handful.errors import DataError, FingerprintError, check_integer, counted, unexpected
 from handful.estimator.labels import Classes, match_names
 from handful.estimator.task import Source, Validation, no_validation
 from handful.features import CROP_SCALE, Features, Part, encode, stream, stream_pixels
@@ -119,7 +119,7 @@ class ImageReader:
                     f"Got features {values.shape[-1]} wide, this classifier reads {head.width}. If they are "
                     "one grey picture, give it in a list."
                 )
-            yield replace(part, values=values.mean(1))
+            yield replace(part, values=values if head.reads_views else values.mean(1))
 
     def _features(self, images: Any) -> Iterator[Part]:
         """Read features of images as for testing, in parts."""
@@ -265,7 +265,7 @@ def joint_width(
 ) -> int:
     """Give E, on which features, class weights and backbone must agree; 0 where nothing says it."""
     if inputs is not None and len(inputs) != len(labels):
-        raise DataError(f"Got {len(inputs)} images and {len(labels)} labels, expected as many.")
+        raise DataError(f"Got {counted(len(inputs))} and {counted(len(labels), 'label')}, expected as many.")
     space = 0 if backbone is None else backbone.joint_width
     joint = 0 if weights is None else weights.shape[1]
     width = inputs.values.shape[-1] if isinstance(inputs, Features) else space if inputs is not None else 0

@@ -24,6 +24,9 @@ from handful.estimator.method import Method
 from handful.estimator.task import Task
 from handful.heads import Head, HeadContext, check_head, expect, without_class_weights
 
+GIVEN = "given.class_weights"
+"""Class weights that `fit` was given, among a checkpoint's tensors, where the head holds others."""
+
 
 def check_parameters(cls: type, facts: dict[str, Any]) -> dict[str, Any]:
     """Give the parameters of a saved classifier, which its class must know.
@@ -75,7 +78,8 @@ def restored(
     """
     kind, head_type = facts["head"].get("kind"), method.head_type
     calibration = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in calibration}
+    given = tensors.get(GIVEN)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in {GIVEN, *calibration}}
     if kind != head_type.kind:
         raise CheckpointError(f"Expected a head of kind {head_type.kind!r}, got {kind!r}.")
     read_classes(facts)
@@ -89,7 +93,9 @@ def restored(
             f"Got a head that reads features {head.width} wide, expected {backbone.joint_width}, as the "
             f"backbone {backbone.title!r} gives."
         )
-    return Fitted.from_facts(facts, head, backbone, calibration)
+    if given is not None:
+        expect({GIVEN: given}, {GIVEN: (len(names), "E")})
+    return Fitted.from_facts(facts, head, backbone, calibration, given)
 
 
 def for_classes(
@@ -207,6 +213,9 @@ class Keeping(Method):
         facts, tensors = self.info(), self.head_.tensors()
         if self.calibration_:
             tensors = tensors | self.calibration_.tensors()
+        given, own = self.fitted_.given_weights, tensors.get("class_weights")
+        if given is not None and (own is None or not torch.equal(given, own)):
+            tensors = tensors | {GIVEN: given}
         restored(self, tensors, facts, None)  # what can't be loaded isn't written
         checkpoint.write(Path(folder), tensors, facts)
         return Path(folder)
@@ -249,4 +258,15 @@ class Keeping(Method):
 
     def _as_fitted(self) -> Self:
         """Give an unfitted twin with the parameters of the fit, whatever was set since."""
-        return type(self)(backbone=self.fitted_.backbone, **self.fitted_.parameters)
+        return type(self)(backbone=self.fitted_.backbone, **self.parameters_of_fit())
+
+    def _weights_given(self) -> Tensor | None:
+        """Give the class weights that `fit` was given, `[C, E]`, in the order of `class_names`; None if none.
+
+        Of earlier versions, and after classes came or went, those of a head that keeps them as they were.
+        """
+        fitted = self.fitted_
+        keeps = fitted.head.support is not None or not self.uses_images
+        if fitted.given_weights is not None or fitted.templates or not keeps:
+            return fitted.given_weights
+        return fitted.head.tensors().get("class_weights")

@@ -8,7 +8,7 @@ says what integer labels and the rows of class weights mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.data.given import count_items
-from handful.data.names import check_names, clean_name, name_key
+from handful.data.names import check_names, clean_name, name_key, number_same
 from handful.data.sets import ImageSet
-from handful.errors import DataError, unexpected
+from handful.errors import DataError, counted, unexpected
 from handful.types import Labels
 
 
@@ -54,6 +54,12 @@ class Classes:
         order = sorted(range(len(words)), key=words.__getitem__)
         return cls(tuple(given[row] for row in order), np.array([words[row] for row in order]), given)
 
+    @classmethod
+    def of_any_names(cls, written: Sequence[str]) -> Classes:
+        """Sort class names, the second and further of the same ones numbered: "crane", "crane (2)"."""
+        words, notes = number_same(written)
+        return replace(cls.of_names(words), notes=notes)
+
     @property
     def are_integers(self) -> bool:
         """Whether `predict` gives integers (or booleans), not names."""
@@ -73,7 +79,7 @@ class Classes:
     def rows(self, labels: Labels, argument: str = "labels", strict: bool = True) -> NDArray[np.int64]:
         """Give the row of each label, `[N]`: of names in any case, of the integers that `fit` was given.
 
-        An integer of no class is refused, or, not `strict`, -1.
+        One of no class is refused, or, not `strict`, -1: texts that are all of no class are refused anyhow.
 
         Raises
         ------
@@ -82,7 +88,7 @@ class Classes:
         """
         marks = read_marks(labels, argument)
         if marks.dtype.kind == "U":
-            return match_names(marks.tolist(), self.names)
+            return match_names(marks.tolist(), self.names, strict)
         if not self.are_integers:
             if marks.dtype.kind == "b" or not 0 <= marks.min() <= marks.max() < len(self.names):
                 raise DataError(
@@ -116,7 +122,8 @@ def read_labels(
     kept
         The parameter `class_names` of the estimator.
     needs_names
-        Whether the method reads class names: then integers alone are not enough.
+        Whether the method reads class names: then integers alone are not enough. Where it does not (class
+        weights are given), names may come twice, and are numbered: integer labels tell classes apart.
     """
     names = kept if class_names is None else class_names
     if isinstance(images, ImageSet):
@@ -127,7 +134,8 @@ def read_labels(
     if images is None:
         if names is None:
             raise DataError("Got neither images nor class_names: nothing to fit.")
-        return Classes.of_names(names), torch.zeros(0, dtype=torch.int64)
+        classes = Classes.of_names(names) if needs_names else Classes.of_any_names(names)
+        return classes, torch.zeros(0, dtype=torch.int64)
     marks = check_count(images, read_marks(labels))
     if marks.dtype.kind == "U":
         classes = Classes.of_names(_distinct(marks) if names is None else names)
@@ -135,7 +143,7 @@ def read_labels(
     if marks.dtype.kind == "b" and names is not None:
         raise DataError("Got boolean labels with class_names, expected names as labels, or integers.")
     if class_names is not None:
-        classes = Classes.of_names(class_names)
+        classes = Classes.of_names(class_names) if needs_names else Classes.of_any_names(class_names)
         return classes, torch.from_numpy(classes.rows(marks))
     if names is not None:
         return _encoded(marks, names)
@@ -193,7 +201,7 @@ def check_count(images: Any, marks: NDArray[Any]) -> NDArray[Any]:
     """Give labels `[N]` back; refuse them if they are not one for each image."""
     count = count_items(images)
     if count is not None and count != len(marks):
-        raise DataError(f"Got {count} images and labels of shape {marks.shape}, expected one each.")
+        raise DataError(f"Got {counted(count)} and labels of shape {marks.shape}, expected one each.")
     return marks
 
 
@@ -212,24 +220,24 @@ def check_sample_weight(given: Any, count: int) -> NDArray[np.float64]:
     return weights
 
 
-def match_names(wanted: Sequence[object], names: Sequence[str]) -> NDArray[np.int64]:
+def match_names(wanted: Sequence[object], names: Sequence[str], strict: bool = True) -> NDArray[np.int64]:
     """Find the row of each name among the fitted classes, whatever its capitals and the encoding of accents.
 
     Raises
     ------
     DataError
-        A name is not among them.
+        A name is not among them; not `strict`, none is, and where some are the others are -1.
     """
     row_of = {name_key(name): row for row, name in enumerate(names)}
     row_of |= {name: row for row, name in enumerate(names)}  # as older versions saved them
     cleaned = [str(name) if str(name) in row_of else name_key(str(name)) for name in wanted]
     unknown = [name for name, clean in zip(wanted, cleaned, strict=True) if clean not in row_of]
-    if unknown:
+    if unknown and (strict or len(unknown) == len(cleaned)):
         raise DataError(
             f"Got classes that this classifier does not know: {unknown[:8]}. It knows "
             f"{list(names)[:8]}{'...' if len(names) > 8 else ''}."
         )
-    return np.array([row_of[clean] for clean in cleaned], dtype=np.int64)
+    return np.array([row_of.get(clean, -1) for clean in cleaned], dtype=np.int64)
 
 
 def _encoded(marks: NDArray[Any], names: Sequence[str]) -> tuple[Classes, Tensor]:

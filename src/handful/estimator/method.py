@@ -129,11 +129,15 @@ class Method(Parameters):
         """Give what a checkpoint calls it: its name, or `pkg.module:Class`."""
         return cls.method or f"{cls.__module__}:{cls.__qualname__}"
 
+    def parameters_of_fit(self) -> dict[str, Any]:
+        """Give the parameters that another fit like this one takes."""
+        return dict(self.fitted_.parameters)
+
     def settled(self) -> dict[str, Any]:
         """Give the parameters of the fit with what was chosen in place of the choice: a fit by these chooses
         nothing."""
         chosen = {**self.fitted_.selected, "selection": "fixed"}
-        return {name: chosen.get(name, value) for name, value in self.fitted_.parameters.items()}
+        return {name: chosen.get(name, value) for name, value in self.parameters_of_fit().items()}
 
     def input_stage(self, backbone: Backbone) -> InputStage | None:
         """Give what a method inside the image tower reads of training pixels; None: features."""
@@ -270,10 +274,10 @@ class Method(Parameters):
         return self._stream(images, unknown)
 
     def _stream(self, images: Any, unknown: float | str | None) -> Iterator[tuple[Part, Answer]]:
-        fitted = self.fitted_
+        fitted, read = self.fitted_, self.head_.reader()
         for part in self.parts(images):
             if part.rows:
-                yield part, classify(fitted.head, fitted.calibration, part.values, unknown)
+                yield part, classify(fitted.head, fitted.calibration, part.values, unknown, read)
             else:
                 nothing = torch.zeros(0, len(fitted.class_names))
                 yield part, Answer(nothing, torch.zeros(0, dtype=torch.bool))

@@ -62,7 +62,7 @@ def ask(
         Some can't be read.
     """
     head, calibration, backbone = clf.head_, clf.calibration_, clf.loaded_backbone()
-    on_pixels = head.needs == "pixels"
+    read, on_pixels = head.reader(), head.needs == "pixels"
     given: Any = items if on_pixels else encode(backbone, items)
     failures: dict[int, str] = {}
     logits: list[Tensor] = []
@@ -74,7 +74,7 @@ def ask(
         if not part.rows:
             continue
         x = part.values
-        logits.append(head.read(x))
+        logits.append(read(x))
         if familiar and calibration is not None:
             shares = probabilities(logits[-1], calibration)
             familiarity.append(calibration.familiarity(head.image_features(x), shares))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from handful import checkpoint
 from handful.backbones import Backbone, recorded_files, reload_backbone
 from handful.errors import BackboneError, CheckpointError, unexpected
 from handful.estimator import FewShotClassifier
+from handful.methods.features.ape import APE
+from handful.methods.features.ape.trained import APET
 from handful.methods.features.auto import Auto
 from handful.methods.features.clip_adapter import ClipAdapter
 from handful.methods.features.cross_modal_probe import CrossModalProbe
@@ -25,6 +27,7 @@ from handful.methods.features.lp_plus_plus import LPPlusPlus
 from handful.methods.features.meta_adapter import MetaAdapter
 from handful.methods.features.ss_text import SSText
 from handful.methods.features.taskres import TaskRes
+from handful.methods.features.tda import TDA
 from handful.methods.features.text_tuning import TextTuning
 from handful.methods.features.tip_adapter import TipAdapter
 from handful.methods.features.tip_adapter.trained import TipAdapterF
@@ -36,9 +39,12 @@ from handful.methods.towers.mma import MMA
 from handful.methods.towers.prolip import ProLIP
 
 __all__ = [
+    "APE",
+    "APET",
     "GDA",
     "METHODS",
     "MMA",
+    "TDA",
     "Auto",
     "ClipAdapter",
     "CoCoOp",
@@ -74,6 +80,9 @@ METHODS: dict[str, type[FewShotClassifier]] = {
         SSText,
         TipAdapter,
         TipAdapterF,
+        APE,
+        APET,
+        TDA,
         MetaAdapter,
         ClipAdapter,
         TextTuning,
@@ -97,6 +106,11 @@ GIVE_BACKBONE = (
 )
 
 
+def _plugins() -> dict[str, EntryPoint]:
+    """Give what installed packages name, by name."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
 def find_method(name: str) -> type[FewShotClassifier]:
     """Give the class of a method: built in, named by an installed package, or imported as `pkg.module:Class`.
 
@@ -105,10 +119,12 @@ def find_method(name: str) -> type[FewShotClassifier]:
     ParameterError
         There is no such method.
     """
-    if name in METHODS:
-        return METHODS[name]
+    return METHODS[name] if name in METHODS else _import(name, _plugins())
+
+
+def _import(name: str, plugins: dict[str, EntryPoint]) -> type[FewShotClassifier]:
+    """Import a method by what an installed package calls it, or as `pkg.module:Class`."""
     module, colon, attribute = name.partition(":")
-    plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if not colon and name not in plugins:
         known = sorted({*METHODS, *plugins})
         raise unexpected("method", name, f"one of {known}, or an import path pkg.module:Class")
@@ -184,9 +200,10 @@ def load(
 
 def _known(name: str) -> type[FewShotClassifier] | None:
     """Give the class of a method that is built in, or that an installed package names."""
-    if name in METHODS or any(point.name == name for point in entry_points(group=ENTRY_POINTS)):
-        return find_method(name)
-    return None
+    if name in METHODS:
+        return METHODS[name]
+    plugins = _plugins()
+    return _import(name, plugins) if name in plugins else None
 
 
 def _find_backbone(

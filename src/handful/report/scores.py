@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from handful.errors import counted
 from handful.evaluation import BY_FAMILIARITY, Evaluation, Sets
 from handful.metrics import Beside, Interval
 
@@ -22,7 +23,7 @@ def score_lines(found: Evaluation) -> Iterator[str]:
     least, most = found.counts
     each = f"{least}" if least == most else f"{least} to {most}"
     yield (
-        f"{found.images} images, {found.classes} classes, {each} images of each   "
+        f"{counted(found.images)}, {found.classes} classes, {each} image{'s' * (most != 1)} of each   "
         f"({found.method}, selection: {found.selection})"
     )
     yield _beside("balanced accuracy", found.balanced)

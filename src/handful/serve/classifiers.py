@@ -12,7 +12,7 @@ from torch import Tensor
 
 from handful import checkpoint
 from handful.backbones import Backbone
-from handful.errors import DataError, HandfulError, ParameterError, unexpected
+from handful.errors import DataError, HandfulError, ParameterError, counted, unexpected
 from handful.estimator import FewShotClassifier
 from handful.estimator.confidence import classify
 from handful.estimator.conformal import COVERAGE, SetRule, can_state
@@ -234,7 +234,7 @@ def support_of(
     support = clf.head_.support or Support(torch.zeros(0, clf.head_.width), torch.zeros(0))
     keys, labels = support.directions(), support.labels
     if len(keys) > max_images:
-        raise DataError(f"It has {len(keys)} images, a draft may have {max_images}.")
+        raise DataError(f"It has {counted(len(keys))}, a draft may have {max_images}.")
     titles = [*clf.support_, *(f"image {row}" for row in range(len(clf.support_), len(keys)))]
     known = clf.fitted_.known
     return {

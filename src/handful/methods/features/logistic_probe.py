@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from handful.backbones import Backbone
-from handful.balance import share_right
+from handful.balance import whole_weights
 from handful.errors import check_integer, check_number, unexpected
 from handful.estimator import FewShotClassifier, Learned, Task, Validation
+from handful.estimator.calibrating import fit_temperature
 from handful.heads import Head, LinearHead
 from handful.selection import choose, folds, search_c, smallest_class
+
+LEAST = -1e4
+"""Below any log probability of a fit that converged; `log(0)` is no number to average."""
 
 
 class LogisticProbe(FewShotClassifier):
     """Multinomial logistic regression on raw, projected features; reads no class names.
 
     C is searched as CoOp's linear probe does, seven decades and then eight steps of bisection
-    (Zhou et al. 2022a, code): `selection="val"` scores it on `fit(..., validation=)` as CoOp did, to the
-    letter; `"support"`, by cross-validation inside the support set instead. With one image per class
-    there is nothing to hold out: the fixed C is used, and `notes_` says so.
+    (Zhou et al. 2022a, code): `selection="val"` scores it by the accuracy on `fit(..., validation=)` as CoOp
+    did, to the letter; `"support"`, by the log loss of cross-validation inside the support set, at the best
+    temperature and with a normal prior of two decades for `log10 C` around the C given: few images don't tell
+    large ones apart. With one image per class there is nothing to hold out: the fixed C is used, and
+    `notes_` says so.
     The bench's protocol `coop-probe` makes CoOp's draws too.
 
     Parameters
@@ -32,8 +40,8 @@ class LogisticProbe(FewShotClassifier):
     backbone
         A backbone, or the name of one; not needed for `Features`.
     C
-        Inverse strength of the L2 penalty for `selection="fixed"`. The default is the one that
-        CLIP's README gives.
+        Inverse strength of the L2 penalty for `selection="fixed"`, and what `"support"` stays near. The
+        default is the one that CLIP's README gives.
     selection
         `"support"`, `"fixed"`, `"val"`, or `"oracle"`: as `"val"` on the test set given there (CoOp's
         ImageNet, whose validation split is its test split).
@@ -45,7 +53,7 @@ class LogisticProbe(FewShotClassifier):
         Of the views.
     balance
         Whether classes count alike where they have unequal numbers of images: the loss is weighted as by
-        scikit-learn's `class_weight="balanced"`, and C is searched for the mean accuracy over classes.
+        scikit-learn's `class_weight="balanced"`, and C is searched for the mean over classes.
     class_names
         Names of the classes, for labels that scikit-learn encodes as integers; see `fit`.
     """
@@ -85,7 +93,8 @@ class LogisticProbe(FewShotClassifier):
 
         def search(seen: Validation | None) -> float:
             if seen is None:
-                return search_c(cross_validation(x, y, min(smallest_class(y), count), balance))
+                likely = cross_validation(x, y, min(smallest_class(y), count), balance)
+                return search_c(lambda tried: likely(tried) - math.log10(tried / c) ** 2 / (8 * len(y)))
             return search_c(outside(x, y, seen, balance))
 
         choice = choose(self.selection, task, lambda: c, search, "C")
@@ -103,18 +112,26 @@ class LogisticProbe(FewShotClassifier):
 def cross_validation(
     x: NDArray[Any], y: NDArray[Any], count: int, balance: bool = False
 ) -> Callable[[float], float]:
-    """Give a function of C: the accuracy on held-out images, all views leaving together.
+    """Give a function of C: the mean log probability of held-out images' classes, all views leaving together.
 
-    Each fold's solver starts from its weights at the C before, which saves most of its iterations.
+    It is that at the best temperature (`fit_temperature`): on few features of unit length the C that is sure
+    enough is far above the one that is right most often. With `balance`, it is the mean over classes of
+    their means. Each fold's solver starts from its weights at the C before, which saves most of its
+    iterations.
     """
     parts = [(fit, out, _solver(1.0, balance, warm_start=True)) for fit, out in folds(y, count)]
+    _, columns = np.unique(y, return_inverse=True)
+    truth = torch.from_numpy(columns[np.concatenate([out for _, out, _ in parts])])
+    weights = whole_weights(truth, balance).double()
 
     def score(c: float) -> float:
-        right = np.zeros(len(y), bool)
+        said = []
         for fit, out, model in parts:
             _fit(model.set_params(C=c), x[fit], y[fit])
-            right[out] = model.predict(x[out].mean(1)) == y[out]
-        return share_right(torch.from_numpy(right), torch.from_numpy(y), balance)
+            said.append(model.predict_log_proba(x[out].mean(1)))
+        logits = torch.from_numpy(np.maximum(np.concatenate(said), LEAST)).double()
+        unlikely = F.cross_entropy(logits / fit_temperature(logits, truth, balance), truth, reduction="none")
+        return -float(weights @ unlikely / weights.sum())
 
     return score
 

@@ -170,9 +170,11 @@ class MetaAdapter(FewShotClassifier):
         network = without_prefix(before.head.tensors())
         return Learned(self.head_for(task, build_refiner(network)))
 
-    def settled(self) -> dict[str, Any]:
-        """Give the parameters of the fit, with the network that it has."""
-        return {**super().settled(), "refiner": build_refiner(without_prefix(self.head_.tensors()))}
+    def parameters_of_fit(self) -> dict[str, Any]:
+        """Give the parameters of the fit, with the network that it has: a file says nothing of where it
+        was."""
+        network = build_refiner(without_prefix(self.head_.tensors()))
+        return {**super().parameters_of_fit(), "refiner": network}
 
     def head_for(self, task: Task, refiner: Refiner) -> RefinedHead:
         """Check the widths, and put the parts together."""

@@ -42,7 +42,8 @@ class TaskRes(FewShotClassifier):
     """Class weights `norm(t + alpha x)`: a residual x of each class, on frozen raw text features t.
 
     x starts at 0, where this is zero-shot. The length of t decides how far a step
-    turns a class weight, so t is the mean of the raw features of its prompts. (The article's "enhanced" base
+    turns a class weight, so t is the mean of the raw features of its prompts, and class weights that
+    are given, of unit norm, count as 8.7 long, as CLIP's are. (The article's "enhanced" base
     classifier is another text projection for each data set, shipped as files: it is not here.)
 
     Parameters
@@ -102,7 +103,7 @@ class TaskRes(FewShotClassifier):
     def learn(self, task: Task) -> Learned:
         """Train the residual."""
         alpha, schedule = check_number("alpha", self.alpha, 0, above=True), self.schedule(task)
-        model = Residual(task.text_features.means(), alpha, task.scale)
+        model = Residual(task.text_features.means_as_clips(task.scale), alpha, task.scale)
         run = task.train(model, schedule, schedule.generator())
         head = CosineHead(model.class_weights().detach(), task.scale)
         return Learned.trained(head, run, epochs=schedule.epochs, lr=schedule.lr)

@@ -102,8 +102,8 @@ class ProLIP(FewShotClassifier):
     epochs
         Steps of Adam, or evaluations of the loss at most.
     lr
-        `"auto"` is the published 1e-5 at CLIP's scale of 100 and `1e-5 (100 / scale)` at another, where a
-        step of Adam moves the logits as much.
+        `"auto"` is the published 1e-5 at CLIP's scale of 100 and `1e-5 (100 / scale)^2` at another,
+        where 1e-5 hardly moves anything.
     views
         Augmented views of each image; the published recipe has 300, one for each step. 0 takes the image.
     seed
@@ -175,7 +175,7 @@ class ProLIP(FewShotClassifier):
     def train(self, model: Projection, task: Task, epochs: int) -> Run:
         """Take the published steps."""
         auto = isinstance(self.lr, str) and self.lr == "auto"
-        lr = 1e-5 * 100 / task.scale if auto else check_number("lr", self.lr, 0, above=True)
+        lr = 1e-5 * (100 / task.scale) ** 2 if auto else check_number("lr", self.lr, 0, above=True)
         schedule = Schedule(
             epochs, lr=lr, optimizer="adam", eps=1e-4, weight_decay=0.0, warmup_lr=None, by_step=True
         )

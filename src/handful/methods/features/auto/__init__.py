@@ -157,7 +157,7 @@ def held_out_folds(labels: Tensor) -> Tensor:
 def left_out(
     problem: Problem, parts: Parts, ridge: Ridge, folds: Tensor, strength: float, advance: Any
 ) -> Tensor:
-    """Give what the parts say of each image that is held out by fits that have not seen its fold: `[4, N, C]`.
+    """Give what the parts say of each held-out image by fits that have not seen its fold: `[4, N, C]`.
 
     Rows of images that are never held out mean nothing.
     """
@@ -166,7 +166,9 @@ def left_out(
     for fold in range(int(folds.max()) + 1):
         out = folds == fold
         adapter, moved = learn_convex(problem.choose(~out), strength)
-        others = Parts(problem.text, problem.scale, adapter, moved, parts.landmarks[:0], parts.coefficients[:0])
+        others = Parts(
+            problem.text, problem.scale, adapter, moved, parts.landmarks[:0], parts.coefficients[:0]
+        )
         logits[:3, out] = others.logits(problem.x[out])[:3]
         advance(1, note="without a shot of each class")
     return logits
@@ -199,5 +201,3 @@ def names_alone(task: Task) -> BlendHead:
         text, text.new_zeros(width, width), nothing, nothing[:0, :0].reshape(0, len(text)), text[:0],
         torch.zeros(0, dtype=torch.int64), task.scale, (1.0, 0.0, 0.0, 0.0),
     )  # fmt: skip
-
-

@@ -111,7 +111,7 @@ class BlendHead(Head):
         return (pull - unit * (unit * pull).sum(1, keepdim=True)) / length
 
     def tensors(self) -> dict[str, Tensor]:
-        """`class_weights`, `moved` `[C, E]`; `adapter [E, E]`; `coefficients [m, C]`; `keys [N, E]`, `labels`."""
+        """`class_weights`, `moved` `[C, E]`; `adapter [E, E]`; `coefficients [m, C]`; `keys`, `labels`."""
         return {
             "class_weights": self.class_weights, "adapter": self.adapter, "moved": self.moved,
             "coefficients": self.coefficients, "keys": self.keys, "labels": self.labels,

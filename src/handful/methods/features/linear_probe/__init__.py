@@ -170,7 +170,11 @@ class LinearProbe(FewShotClassifier):
         auto = isinstance(self.lr, str) and self.lr == "auto"
         lr = 0.1 * (100 / task.scale) ** 2 if auto else check_number("lr", self.lr, 0, above=True)
         schedule = Schedule(epochs, BATCH, lr, self.seed, momentum=0.9, weight_decay=0.0)
-        text, generator, images = task.text_features.means(), schedule.generator(), len(task.labels)
+        text, generator, images = (
+            task.text_features.means_as_clips(task.scale),
+            schedule.generator(),
+            len(task.labels),
+        )
         logits = task.scale * x @ F.normalize(text, dim=-1).T
         model = Prototypes(text, task.scale, strength * multipliers(logits, labels, self.constraint))
         run = train(

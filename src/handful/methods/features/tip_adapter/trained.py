@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 
 from handful.backbones import Backbone
+from handful.cache import CacheHead, search_held_out
 from handful.estimator import Learned, Task, Validation
-from handful.methods.features.tip_adapter import CacheHead, TipAdapter, chosen, searched
+from handful.methods.features.tip_adapter import TipAdapter, chosen, ranges_of, searched
 from handful.schedule import tip_schedule
 from handful.selection import choose
 from handful.train import Run
@@ -47,10 +48,11 @@ class Trained(NamedTuple):
 class TipAdapterF(TipAdapter):
     """Tip-Adapter whose keys are trained, starting from the support set's features (§3.3).
 
-    Trained at the alpha and beta given (`"support"`: at those that were found before training, since
-    trained keys have seen every label). `"val"` searches them afterwards. `"oracle"` is the published
-    recipe where it looks at the test set twice: the epoch that is best there is kept, and alpha and
-    beta are searched there.
+    Trained at the alpha and beta given. `"val"` searches them afterwards. `"support"` too, on images that
+    the keys were not trained on: keys are also trained on all but one shot of every class in turn, in at
+    most 4 folds, which is up to four trainings more. (At an alpha that was found before training, each image
+    is explained by its own key, and there is nothing to learn.) `"oracle"` is the published recipe where it
+    looks at the test set twice: the epoch that is best there is kept, and alpha and beta are searched there.
 
     Parameters
     ----------
@@ -102,9 +104,15 @@ class TipAdapterF(TipAdapter):
         """Train the keys, and choose alpha and beta before or after."""
         start = self.cache(task)
 
+        def retrain(kept: Tensor) -> CacheHead:
+            some = task.choose(kept)
+            return self.train(some, self.cache(some)).head
+
         def search(seen: Validation | None) -> Trained:
             if seen is None:
-                return self.train(task, searched(start, None, self.ranges))
+                trained = self.train(task, start)
+                found = search_held_out(start, retrain, *ranges_of(self.ranges))
+                return trained._replace(head=replace(trained.head, alpha=found.alpha, beta=found.beta))
             trained = self.train(task, start, seen if self.selection == "oracle" else None)
             return trained._replace(head=searched(trained.head, seen, self.ranges))
 
