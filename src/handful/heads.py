@@ -110,9 +110,9 @@ class Head(ABC):
     def margin(self, x: Tensor, answer: int, rival: int) -> tuple[Tensor, Tensor] | None:
         """What class names, and each support image, add to the lead of one class over another.
 
-        For one image `[E]`: a number and `[N]`, which add up to `logit[answer] - logit[rival]`. Here it is made
-        of `evidence`: an image speaks for its own class, and the rest is of the names. None for a head that
-        keeps no support set.
+        For one image `[E]`: a number and `[N]`, which add up to `logit[answer] - logit[rival]`. Here it is
+        made of `evidence`: an image speaks for its own class, and the rest is of the names. None for a head
+        that keeps no support set.
         """
         said, support = self.evidence(x), self.support
         if said is None or support is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,8 @@ STEPS, TOLERANCE = 40, 3e-3
 
 @dataclass(frozen=True)
 class Problem:
-    """A support set as the parts see it: unit features `[N, E]`, labels `[N]`, unit class weights `[C, E]`, the
-    inverse temperature, and what each image weighs `[N]` where classes count alike (else None)."""
+    """A support set as the parts see it: unit features `[N, E]`, labels `[N]`, unit class weights `[C, E]`,
+    the inverse temperature, and what each image weighs `[N]` where classes count alike (else None)."""
 
     x: Tensor
     labels: Tensor
@@ -130,10 +131,11 @@ class Ridge:
 def learn_convex(problem: Problem, adapter_strength: float) -> tuple[Tensor, Tensor]:
     """Learn the adapter M `[E, E]` and the linear probe's `W - T` `[C, E]`."""
     x, labels, text, scale = problem.x, problem.labels, problem.text, problem.scale
-    adapter = adapt(x, labels, text, scale, adapter_strength, problem.weights, steps=STEPS, tolerance=TOLERANCE)
+    limits: dict[str, Any] = {"tolerance": TOLERANCE}
+    adapter = adapt(x, labels, text, scale, adapter_strength, problem.weights, steps=STEPS, **limits)
     confidence = class_confidence(scale * x @ text.T, labels)
     anchors = default_strength(labels, scale) * confidence
-    moved, _ = probe(x, labels, text, scale, anchors, problem.weights, most=STEPS, tolerance=TOLERANCE)
+    moved, _ = probe(x, labels, text, scale, anchors, problem.weights, most=STEPS, **limits)
     return adapter, moved - text
 
 
