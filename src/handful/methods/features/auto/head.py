@@ -137,7 +137,15 @@ class BlendHead(Head):
         )
 
 
-def _to_sum(share: Tensor, total: Tensor) -> Tensor:
-    """Scale what images say to the sum that was learned: they agree but for what a minimum leaves."""
-    sum_ = share.sum()
-    return share * (total / sum_) if sum_.abs() > 1e-12 * share.abs().sum() else torch.zeros_like(share)
+def _to_sum(shares: Tensor, total: Tensor) -> Tensor:
+    """Give what images say, known up to a factor, so that it adds up to what was learned.
+
+    At an exact minimum a factor is enough. What a minimum that is not quite reached leaves is spread over the
+    images by size.
+    """
+    sum_, size = shares.sum(), shares.abs().sum()
+    if not size > 0:
+        return (total / len(shares)).expand(len(shares))
+    agree = bool(sum_ * total > 0) and bool(sum_.abs() > 0.1 * size)
+    scaled = shares * (total / sum_ if agree else total.abs() / size)
+    return scaled + (total - scaled.sum()) * shares.abs() / size
