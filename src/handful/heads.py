@@ -107,6 +107,20 @@ class Head(ABC):
         keeps no support set."""
         return None
 
+    def margin(self, x: Tensor, answer: int, rival: int) -> tuple[Tensor, Tensor] | None:
+        """What class names, and each support image, add to the lead of one class over another.
+
+        For one image `[E]`: a number and `[N]`, which add up to `logit[answer] - logit[rival]`. Here it is
+        made of `evidence`: an image speaks for its own class, and the rest is of the names. None for a head
+        that keeps no support set.
+        """
+        said, support = self.evidence(x), self.support
+        if said is None or support is None:
+            return None
+        images = said * ((support.labels == answer).to(said) - (support.labels == rival).to(said))
+        logits = self.read(x[None])[0]
+        return logits[answer] - logits[rival] - images.sum(), images
+
     @property
     def moves_images(self) -> bool:
         """Whether images have other features here than the backbone's."""

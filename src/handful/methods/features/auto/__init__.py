@@ -30,9 +30,9 @@ from handful.progress import bar
 from handful.selection import shot_numbers
 from handful.types import Templates
 
-FIXED = (0.0, 0.4, 0.4, 5.6)
+FIXED = (0.0, 0.4, 0.4, 8.0)
 """The blend from two images of a class on, where it is not searched, and what a search is drawn to."""
-ONE_SHOT = (0.33, 0.33, 0.33, 1.0)
+ONE_SHOT = (0.27, 0.36, 0.27, 2.7)
 """At one image of a class."""
 NAMES_ALONE, IMAGES_ALONE = (0.5, 0.5, 0.0, 0.0), (0.0, 0.0, 0.25, 5.0)
 """At one image of a class, where images and names don't move together; where names say little."""

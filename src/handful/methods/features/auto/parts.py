@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,9 @@ from handful.selection import shot_numbers
 
 NAMES = ("names", "adapter", "probe", "ridge")
 """Of the parts, in their order."""
-ADAPTER = 0.01
+ADAPTER = 0.03
 """Strength of the adapter's penalty, at CLIP's scale of 100."""
-CAUTIOUS = 1000
+CAUTIOUS = 300
 """Times as strong is the adapter's penalty where images and names do not move together."""
 BETA, LAMBDA = 1.0, 0.1
 """Sharpness of the ridge's kernel, and its penalty."""
@@ -25,14 +26,14 @@ LANDMARKS = 2048
 """Images at most that the ridge's kernel looks at."""
 JITTER = 1e-8
 """On the diagonal of the landmarks' kernel, of which 1 is the diagonal."""
-STEPS = 40
-"""Evaluations of a convex part at most."""
+STEPS, TOLERANCE = 40, 3e-3
+"""Evaluations of a convex part at most, and what is left of the gradient: more changes no answer."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A support set as the parts see it: unit features `[N, E]`, labels `[N]`, unit class weights `[C, E]`, the
-    inverse temperature, and what each image weighs `[N]` where classes count alike (else None)."""
+    """A support set as the parts see it: unit features `[N, E]`, labels `[N]`, unit class weights `[C, E]`,
+    the inverse temperature, and what each image weighs `[N]` where classes count alike (else None)."""
 
     x: Tensor
     labels: Tensor
@@ -130,10 +131,11 @@ class Ridge:
 def learn_convex(problem: Problem, adapter_strength: float) -> tuple[Tensor, Tensor]:
     """Learn the adapter M `[E, E]` and the linear probe's `W - T` `[C, E]`."""
     x, labels, text, scale = problem.x, problem.labels, problem.text, problem.scale
-    adapter = adapt(x, labels, text, scale, adapter_strength, problem.weights, steps=STEPS)
+    limits: dict[str, Any] = {"tolerance": TOLERANCE}
+    adapter = adapt(x, labels, text, scale, adapter_strength, problem.weights, steps=STEPS, **limits)
     confidence = class_confidence(scale * x @ text.T, labels)
     anchors = default_strength(labels, scale) * confidence
-    moved, _ = probe(x, labels, text, scale, anchors, problem.weights, most=STEPS)
+    moved, _ = probe(x, labels, text, scale, anchors, problem.weights, most=STEPS, **limits)
     return adapter, moved - text
 
 

@@ -39,7 +39,7 @@ def worth_of_names(problem: Problem) -> float:
 
 
 def moves_together(problem: Problem) -> bool:
-    """Whether an adapter that is learned on one half of the classes leaves the names of the other about as good.
+    """Whether an adapter that is learned on one half of the classes leaves the names of the other as good.
 
     The images of each half are told apart, among its own names, by an adapter of the other half's images.
     Where images and names lie in one space that loses little (CLIP: 0 to .3 nats an image); where they don't,
