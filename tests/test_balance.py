@@ -28,6 +28,7 @@ from handful.train import shuffled
 
 SKEWED, NOISE = (60, 3, 3), 1.2
 FAST = {
+    "auto": {},
     "gda": {"selection": "fixed", "alpha": 1.0},
     "kernel-ridge": {"selection": "fixed"},
     "ss-text": {"selection": "fixed"},

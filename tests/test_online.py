@@ -16,8 +16,11 @@ from handful.refiner import Refiner
 # -- classes that come and go ---------------------------------------------------------------------
 
 ONLINE = [
+    handful.Auto,
+    lambda backbone: handful.Auto(backbone, selection="fixed"),
     handful.ZeroShot,
     handful.TipAdapter,
+    handful.APE,
     lambda backbone: handful.TipAdapter(backbone, selection="support"),
     lambda backbone: handful.MetaAdapter(backbone, views=2),
     lambda backbone: handful.GDA(backbone, views=2),

@@ -153,7 +153,8 @@ class FewShotClassifier(Answering):
         Raises
         ------
         ParameterError
-            The method trains: zero-shot, Tip-Adapter, Meta-Adapter, GDA and kernel ridge don't.
+            The method trains: Auto, zero-shot, Tip-Adapter, APE, Meta-Adapter, GDA and kernel ridge
+            don't.
         DataError
             There is such a class already.
         """
@@ -180,8 +181,8 @@ class FewShotClassifier(Answering):
         if not self.online:
             raise ParameterError(
                 f"{type(self).__name__} would have to train again: classes and images come and go without "
-                "training for ZeroShot, TipAdapter, MetaAdapter, GDA and KernelRidge. Fit it on the new "
-                "support set."
+                "training for Auto, ZeroShot, TipAdapter, APE, MetaAdapter, GDA and KernelRidge. Fit it on "
+                "the new support set."
             )
         return self.fitted_
 

@@ -41,6 +41,8 @@ LITTLE = 0.1
 FOLDS, ENOUGH = 4, 2000
 """Shots that are held out at most, one of every class at a time, and images that are enough: two shots of
 1,000 classes."""
+UNSURE = 0.01
+"""Of the fixed blend is taken where all parts together say nothing of held-out images."""
 STRENGTH, IMAGES = 0.03, 1.0
 """Of drawing to the fixed blend: this, and this over the number of held-out images."""
 
@@ -133,17 +135,19 @@ class Auto(FewShotClassifier):
         rows = (folds >= 0).nonzero()[:, 0]
         seen, labels = logits[:, rows], problem.labels[rows]
         weights = None if problem.weights is None else problem.weights[rows] / problem.weights[rows].mean()
-        found = stack(seen, labels, torch.tensor(FIXED), STRENGTH + IMAGES / len(rows), weights)
-        blended = torch.einsum("h,hnc->nc", found.weights, seen)
+        blend = stack(seen, labels, torch.tensor(FIXED), STRENGTH + IMAGES / len(rows), weights).weights
+        if not blend.any():  # no part is better than chance: an order of the classes all the same
+            blend = UNSURE * torch.tensor(FIXED)
+        blended = torch.einsum("h,hnc->nc", blend, seen)
         right, zero = ((one.argmax(1) == labels).numpy() for one in (blended, seen[0]))
         gain = beside(right, zero, labels.numpy())
-        known |= _named(found.weights)
+        known |= _named(blend)
         known["held_out"] = {
             "images": len(rows), "accuracy": round(gain.accuracy, 4), "zero_shot": round(gain.other, 4),
             "gain": round(gain.gain, 4), "gain_interval": [round(end, 4) for end in gain.gain_interval],
         }  # fmt: skip
         held = HeldOut(blended, rows, int(folds.max()) + 1, calibrated=True)
-        return Learned(_head(problem, parts, found.weights), "support", known, held_out=held)
+        return Learned(_head(problem, parts, blend), "support", known, held_out=held)
 
 
 def held_out_folds(labels: Tensor) -> Tensor:
