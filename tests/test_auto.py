@@ -111,11 +111,12 @@ def test_some_images_as_landmarks_do_about_as_well(monkeypatch: pytest.MonkeyPat
     features, labels, text = toy(30)
     more, truth, _ = toy(50, seed=5)
     whole = handful.Auto().fit(features, labels, class_names=NAMES, class_weights=text)
+    before = whole.score(more, truth)
     monkeypatch.setattr(parts, "LANDMARKS", 24)
     bounded = handful.Auto().fit(features, labels, class_names=NAMES, class_weights=text)
     assert len(bounded.head_.tensors()["coefficients"]) == 24
-    assert bounded.score(more, truth) >= whole.score(more, truth) - 0.02
-    kept = torch.bincount(bounded.head_.labels[parts.landmark_rows(bounded.head_.labels)])
+    assert bounded.score(more, truth) >= before - 0.02
+    kept = torch.bincount(bounded.head_.labels[bounded.head_.landmarks])
     assert kept.tolist() == [8, 8, 8]
 
 
@@ -185,7 +186,7 @@ def test_no_search_where_none_is_asked_for():
     clf = fit(clip_like(shots=4), selection="fixed")
     assert clf.selection_ == "fixed" and tuple(clf.selected_["blend"].values()) == auto.FIXED
     with pytest.raises(handful.ParameterError, match="'support' or 'fixed'"):
-        fit(clip_like(), selection="val")
+        fit(clip_like(), selection="best")
 
 
 def test_without_images_it_is_zero_shot():
@@ -250,10 +251,10 @@ def test_the_images_that_decided_are_of_the_answer():
 
 @pytest.mark.parametrize(
     ("name", "shots", "least"),
-    [("dtd", 1, 49.0), ("dtd", 4, 58.5), ("dtd", 16, 68.0), ("caltech69", 2, 95.8)],
+    [("dtd", 1, 49.0), ("dtd", 4, 58.5), ("dtd", 16, 68.0), ("caltech69", 2, 95.2)],
 )
 def test_on_clip_it_is_as_good_as_was_measured(shared: Path, name: str, shots: int, least: float):
-    data = {key: value for key, value in load_file(shared / f"clip_features/{name}.safetensors").items()}
+    data = load_file(shared / f"clip_features/{name}.safetensors")
     order = torch.randperm(len(data["support"]), generator=torch.Generator().manual_seed(1))
     labels = data["support_labels"][order]
     rows = torch.cat([order[labels == row][:shots] for row in range(len(data["class_weights"]))])

@@ -38,8 +38,13 @@ class BlendHead(Head):
     @cached_property
     def parts(self) -> Parts:
         """What the parts learned."""
-        landmarks = self.keys[landmark_rows(self.labels)]
+        landmarks = self.keys[self.landmarks]
         return Parts(self.class_weights, self.scale, self.adapter, self.moved, landmarks, self.coefficients)
+
+    @cached_property
+    def landmarks(self) -> Tensor:
+        """Rows of the keys that the coefficients are of, `[m]`."""
+        return landmark_rows(self.labels, len(self.coefficients))
 
     @cached_property
     def linear(self) -> Tensor:
@@ -80,8 +85,9 @@ class BlendHead(Head):
             return said, images
         cosines = self.keys @ x
         near_x = near(x[None], self.parts.landmarks)[0]
-        rows = landmark_rows(self.labels)
-        images[rows] += ridge * near_x * (self.coefficients[:, answer] - self.coefficients[:, rival])
+        images[self.landmarks] += (
+            ridge * near_x * (self.coefficients[:, answer] - self.coefficients[:, rival])
+        )
         wrong, pull = self._probe_residuals, self._anchors
         share = cosines * (wrong[:, answer] / pull[answer] - wrong[:, rival] / pull[rival])
         images += probe * _to_sum(share, self.scale * x @ (self.moved[answer] - self.moved[rival]))
@@ -130,7 +136,7 @@ class BlendHead(Head):
             "coefficients": ("M", classes), "keys": ("NK", "E"), "labels": ("NK",),
         })  # fmt: skip
         check_rows(tensors["labels"], classes)
-        if len(tensors["coefficients"]) != len(landmark_rows(tensors["labels"])):
+        if len(tensors["coefficients"]) > len(tensors["labels"]):
             raise CheckpointError("The coefficients are not of the support images: the file is damaged.")
         return cls(
             **tensors, scale=number(settings, "scale"), blend=tuple(number(settings, name) for name in NAMES)
