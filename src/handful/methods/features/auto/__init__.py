@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from handful.backbones import Backbone
+from handful.balance import image_weights
 from handful.errors import unexpected
 from handful.estimator import FewShotClassifier, HeldOut, Learned, Task
 from handful.heads import Head
@@ -134,7 +135,7 @@ class Auto(FewShotClassifier):
         """Weigh the parts by their logits `[4, N, C]` of images that they had not seen."""
         rows = (folds >= 0).nonzero()[:, 0]
         seen, labels = logits[:, rows], problem.labels[rows]
-        weights = None if problem.weights is None else problem.weights[rows] / problem.weights[rows].mean()
+        weights = None if problem.weights is None else image_weights(labels).float()
         blend = stack(seen, labels, torch.tensor(FIXED), STRENGTH + IMAGES / len(rows), weights).weights
         if not blend.any():  # no part is better than chance: an order of the classes all the same
             blend = UNSURE * torch.tensor(FIXED)
