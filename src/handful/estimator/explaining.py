@@ -57,12 +57,14 @@ class Explanation:
         """Say in a line what decided: "rather than kiwi: names 35 %, images 65 %"; empty if unknown."""
         if self.names is None or self.images is None or not self.rival:
             return ""
-        shares = {"names": self.names, "images": self.images}
-        spoke = [f"{part} {100 * share:.0f} %" for part, share in shares.items() if share >= 0]
-        against = [f"{part} {-100 * share:.0f} %" for part, share in shares.items() if share < 0]
-        return f"rather than {self.rival}: {', '.join(spoke)}" + "".join(
-            f"; against it {one}" for one in against
-        )
+        names, images = f"{100 * abs(self.names):.0f} %", f"{100 * abs(self.images):.0f} %"
+        if self.names < 0:
+            what = f"by the images ({images}), against the names ({names})"
+        elif self.images < 0:
+            what = f"by the names ({names}), against the images ({images})"
+        else:
+            what = f"names {names}, images {images}"
+        return f"rather than {self.rival}: {what}"
 
     def __str__(self) -> str:
         lines = [f"{self.predicted} ({100 * self.probability:.1f} %)"]
