@@ -121,8 +121,10 @@ def test_some_images_as_landmarks_do_about_as_well(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_shot_of_each_class_is_held_out_and_never_a_lone_image():
-    labels = torch.tensor([0, 0, 0, 1, 2, 2, 0, 0, 0])
-    assert auto.held_out_folds(labels).tolist() == [0, 1, 2, -1, 0, 1, 3, -1, -1]
+    labels = torch.tensor([0, 0, 0, 1, 2, 2, *range(3, 8)])
+    assert auto.held_out_folds(labels).tolist() == [0, 1, 2, -1, 0, 1, *[-1] * 5]
+    assert auto.held_out_folds(torch.arange(8).repeat(6)).max() == 3
+    assert auto.held_out_folds(torch.arange(2).repeat(30)).max() == 9  # of few classes more shots: 20 images
 
 
 def test_two_shots_of_many_classes_are_enough(monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -39,9 +40,10 @@ NAMES_ALONE, IMAGES_ALONE = (0.5, 0.5, 0.0, 0.0), (0.0, 0.0, 0.25, 5.0)
 """At one image of a class, where images and names don't move together; where names say little."""
 LITTLE = 0.1
 """Worth of names, of 1, up to which they say little."""
-FOLDS, ENOUGH = 4, 2000
-"""Shots that are held out at most, one of every class at a time, and images that are enough: two shots of
-1,000 classes."""
+FOLDS, HELD_OUT, ENOUGH = 4, 20, 2000
+"""Shots that are held out at most, one of every class at a time; of few classes as many as make 20 images,
+which is what it takes to call an image unknown at a false-alarm rate of .05; and images that are enough: two
+shots of 1,000 classes."""
 UNSURE = 0.01
 """Of the fixed blend is taken where all parts together say nothing of held-out images."""
 STRENGTH, IMAGES = 0.03, 1.0
@@ -58,8 +60,8 @@ class Auto(FewShotClassifier):
     - probe: `s x W^T`, class weights that stay near their names (`LinearProbe`);
     - ridge: kernel ridge regression of the one-hot labels (`exp(-(1 - u . v))`, lambda 0.1), centred.
 
-    Each is the minimum of its own problem. Their weights are found inside the support set: up to four times
-    one shot of every class is held out, exactly in closed form for the ridge and by fits on the rest for
+    Each is the minimum of its own problem. Their weights are found inside the support set: four times
+    (more often of fewer than five classes) one shot of every class is held out, exactly in closed form for the ridge and by fits on the rest for
     the others, and `w >= 0` is at the minimum of the cross-entropy there plus what draws it to one fixed
     blend. Probabilities are calibrated by that, and prediction sets come with it.
 
@@ -152,14 +154,16 @@ class Auto(FewShotClassifier):
 
 
 def held_out_folds(labels: Tensor) -> Tensor:
-    """Give which fold each image is held out in, `[N]`: the j-th of each class in the j-th, up to four.
+    """Give which fold each image is held out in, `[N]`: the j-th of each class in the j-th, up to four, or
+    more of few classes.
 
     -1 is never: a later image, and one that is alone in its class.
     """
     numbers, counts = shot_numbers(labels), labels.bincount()
-    twice = int(((numbers < 2) & (counts[labels] > 1)).sum())
-    count = 2 if twice >= ENOUGH else FOLDS
-    return numbers.masked_fill((numbers >= count) | (counts[labels] == 1), -1)
+    most = max(FOLDS, math.ceil(HELD_OUT / len(labels.unique())))
+    if int(((numbers < 2) & (counts[labels] > 1)).sum()) >= ENOUGH:
+        most = 2
+    return numbers.masked_fill((numbers >= most) | (counts[labels] == 1), -1)
 
 
 def left_out(
