@@ -57,9 +57,11 @@ def test_what_comes_and_goes_equals_a_fresh_fit(
         clf.decision_function(held_out), fresh.decision_function(held_out), rtol=1e-5, atol=1e-4
     )
     left, right = clf.info(), fresh.info()
+    found, expected = (facts.pop("calibration") or {} for facts in (left, right))
+    assert found == pytest.approx(expected, rel=1e-4)
     for facts in (left, right):
         facts.pop("saved"), facts.pop("notes"), facts["head"].pop("scale")
-        for name in ("alpha", "beta", "lam", "rho"):
+        for name in ("alpha", "beta", "lam", "rho", "names", "adapter", "probe", "ridge", "blend"):
             facts["head"].pop(name, None), facts["selected"].pop(name, None)
     assert left == right
     clf.remove_class(first)

@@ -195,8 +195,10 @@ class FewShotClassifier(Answering):
         fitted = self.fitted_
         task = changes.task_of(fitted, now, self.find_backbone(needed=False))
         learned = self._as_fitted().relearn(task, fitted)
-        keeping.checked(learned.head, self, now.names)
-        self.fitted_ = changes.refitted(fitted, now, learned)
+        head = keeping.checked(learned.head, self, now.names)
+        is_plain, balance = not calibrating.is_of_views(fitted.notes), fitted.parameters.get("balance", True)
+        found, notes = calibrating.of_fit(learned.held_out, task, head, is_plain, balance)
+        self.fitted_ = changes.refitted(fitted, now, learned, found).noting(*notes)
         return self
 
     # -- using -----------------------------------------------------------------------------------

@@ -192,8 +192,8 @@ def _named(weights: Tensor) -> dict[str, Any]:
 def _head(problem: Problem, parts: Parts, weights: Tensor) -> BlendHead:
     """Put together what stays."""
     return BlendHead(
-        problem.text, parts.adapter, parts.moved, parts.coefficients, problem.x, problem.labels,
-        problem.scale, tuple(weights.tolist()),
+        problem.text, parts.adapter.contiguous(), parts.moved, parts.coefficients.contiguous(), problem.x,
+        problem.labels, problem.scale, tuple(weights.tolist()),
     )  # fmt: skip
 
 
