@@ -38,8 +38,9 @@ NAMES_ALONE, IMAGES_ALONE = (0.5, 0.5, 0.0, 0.0), (0.0, 0.0, 0.25, 5.0)
 """At one image of a class, where images and names don't move together; where names say little."""
 LITTLE = 0.1
 """Worth of names, of 1, up to which they say little."""
-FOLDS = 4
-"""Shots that are held out at most, one of every class at a time."""
+FOLDS, ENOUGH = 4, 2000
+"""Shots that are held out at most, one of every class at a time, and images that are enough: two shots of
+1,000 classes."""
 UNSURE = 0.01
 """Of the fixed blend is taken where all parts together say nothing of held-out images."""
 STRENGTH, IMAGES = 0.03, 1.0
@@ -154,8 +155,10 @@ def held_out_folds(labels: Tensor) -> Tensor:
 
     -1 is never: a later image, and one that is alone in its class.
     """
-    numbers, alone = shot_numbers(labels), labels.bincount()[labels] == 1
-    return numbers.masked_fill((numbers >= FOLDS) | alone, -1)
+    numbers, counts = shot_numbers(labels), labels.bincount()
+    twice = int(((numbers < 2) & (counts[labels] > 1)).sum())
+    count = 2 if twice >= ENOUGH else FOLDS
+    return numbers.masked_fill((numbers >= count) | (counts[labels] == 1), -1)
 
 
 def left_out(

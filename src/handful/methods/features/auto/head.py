@@ -38,8 +38,13 @@ class BlendHead(Head):
     @cached_property
     def parts(self) -> Parts:
         """What the parts learned."""
-        landmarks = self.keys[landmark_rows(self.labels)]
+        landmarks = self.keys[self.landmarks]
         return Parts(self.class_weights, self.scale, self.adapter, self.moved, landmarks, self.coefficients)
+
+    @cached_property
+    def landmarks(self) -> Tensor:
+        """Rows of the keys that the coefficients are of, `[m]`."""
+        return landmark_rows(self.labels, len(self.coefficients))
 
     @cached_property
     def linear(self) -> Tensor:
@@ -80,8 +85,9 @@ class BlendHead(Head):
             return said, images
         cosines = self.keys @ x
         near_x = near(x[None], self.parts.landmarks)[0]
-        rows = landmark_rows(self.labels)
-        images[rows] += ridge * near_x * (self.coefficients[:, answer] - self.coefficients[:, rival])
+        images[self.landmarks] += (
+            ridge * near_x * (self.coefficients[:, answer] - self.coefficients[:, rival])
+        )
         wrong, pull = self._probe_residuals, self._anchors
         share = cosines * (wrong[:, answer] / pull[answer] - wrong[:, rival] / pull[rival])
         images += probe * _to_sum(share, self.scale * x @ (self.moved[answer] - self.moved[rival]))
@@ -130,14 +136,22 @@ class BlendHead(Head):
             "coefficients": ("M", classes), "keys": ("NK", "E"), "labels": ("NK",),
         })  # fmt: skip
         check_rows(tensors["labels"], classes)
-        if len(tensors["coefficients"]) != len(landmark_rows(tensors["labels"])):
+        if len(tensors["coefficients"]) > len(tensors["labels"]):
             raise CheckpointError("The coefficients are not of the support images: the file is damaged.")
         return cls(
             **tensors, scale=number(settings, "scale"), blend=tuple(number(settings, name) for name in NAMES)
         )
 
 
-def _to_sum(share: Tensor, total: Tensor) -> Tensor:
-    """Scale what images say to the sum that was learned: they agree but for what a minimum leaves."""
-    sum_ = share.sum()
-    return share * (total / sum_) if sum_.abs() > 1e-12 * share.abs().sum() else torch.zeros_like(share)
+def _to_sum(shares: Tensor, total: Tensor) -> Tensor:
+    """Give what images say, known up to a factor, so that it adds up to what was learned.
+
+    At an exact minimum a factor is enough. What a minimum that is not quite reached leaves is spread over the
+    images by size.
+    """
+    sum_, size = shares.sum(), shares.abs().sum()
+    if not size > 0:
+        return (total / len(shares)).expand(len(shares))
+    agree = bool(sum_ * total > 0) and bool(sum_.abs() > 0.1 * size)
+    scaled = shares * (total / sum_ if agree else total.abs() / size)
+    return scaled + (total - scaled.sum()) * shares.abs() / size

@@ -84,11 +84,11 @@ def near(x: Tensor, landmarks: Tensor) -> Tensor:
     return torch.exp(-BETA * (1 - x @ landmarks.T))
 
 
-def landmark_rows(labels: Tensor) -> Tensor:
+def landmark_rows(labels: Tensor, most: int) -> Tensor:
     """Give the rows of the images that the ridge's kernel looks at: all, or the first ones of each class."""
-    if len(labels) <= LANDMARKS:
+    if len(labels) <= most:
         return torch.arange(len(labels))
-    return shot_numbers(labels).argsort(stable=True)[:LANDMARKS].sort().values
+    return shot_numbers(labels).argsort(stable=True)[:most].sort().values
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Ridge:
     @classmethod
     def of(cls, problem: Problem) -> Ridge:
         """Prepare the system of a support set."""
-        landmarks = problem.x[landmark_rows(problem.labels)]
+        landmarks = problem.x[landmark_rows(problem.labels, LANDMARKS)]
         kernel = near(landmarks.double(), landmarks.double())
         root = torch.linalg.cholesky(kernel + JITTER * torch.eye(len(kernel), dtype=kernel.dtype))
         across = near(problem.x.double(), landmarks.double())
