@@ -127,8 +127,10 @@ def test_a_cache_names_the_images_that_decided(mini: handful.Backbone, support: 
     why = clf.explain(support.items[5], top=3)
     assert why.support[0].image == str(support.items[5])
     assert why.support[0].class_name == support.class_names[support.labels[5]]
-    shares = [evidence.share for evidence in clf.explain(support.items[5], top=1000).support]
-    assert sum(shares) == pytest.approx(1)
+    whole = clf.explain(support.items[5], top=1000)
+    shares = [evidence.share for evidence in whole.support]
+    assert sum(shares) == pytest.approx(whole.images) and len(shares) == len(support)
+    assert sum(map(abs, shares)) + abs(whole.names) == pytest.approx(1)
     assert shares == sorted(shares, reverse=True)
     logits = clf.decision_function(support.items[5])[0]
     first, second = np.sort(logits)[::-1][:2]
