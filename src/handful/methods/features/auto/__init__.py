@@ -60,10 +60,11 @@ class Auto(FewShotClassifier):
     - probe: `s x W^T`, class weights that stay near their names (`LinearProbe`);
     - ridge: kernel ridge regression of the one-hot labels (`exp(-(1 - u . v))`, lambda 0.1), centred.
 
-    Each is the minimum of its own problem. Their weights are found inside the support set: four times
-    (more often of fewer than five classes) one shot of every class is held out, exactly in closed form for the ridge and by fits on the rest for
-    the others, and `w >= 0` is at the minimum of the cross-entropy there plus what draws it to one fixed
-    blend. Probabilities are calibrated by that, and prediction sets come with it.
+    Each learns on its own; adapter and probe stop early. Their weights are found inside the support set: up
+    to four times (more often of few classes) one shot of every class is held out, exactly in closed form for
+    the ridge and by fits on the rest for the others, and `w >= 0` is at the minimum of the cross-entropy
+    there plus what draws it to one fixed blend. Probabilities are calibrated by that, and prediction sets
+    come with it.
 
     At one image of a class nothing can be held out. Two measures of the support set then decide between
     three fixed blends: what zero-shot knows of these images, and whether an adapter that is learned on one
@@ -200,8 +201,8 @@ def _named(weights: Tensor) -> dict[str, Any]:
 def _head(problem: Problem, parts: Parts, weights: Tensor) -> BlendHead:
     """Put together what stays."""
     return BlendHead(
-        problem.text, parts.adapter, parts.moved, parts.coefficients, problem.x, problem.labels,
-        problem.scale, tuple(weights.tolist()),
+        problem.text, parts.adapter.contiguous(), parts.moved, parts.coefficients.contiguous(), problem.x,
+        problem.labels, problem.scale, tuple(weights.tolist()),
     )  # fmt: skip
 
 
