@@ -164,7 +164,9 @@ def test_auto_changed_is_auto_fitted_afresh(changes: list, balance: bool, tmp_pa
             clf.calibration_.tensors(), fresh.calibration_.tensors(), rtol=1e-5, atol=1e-5
         )
     clf.save(tmp_path / "clf")
-    np.testing.assert_allclose(handful.load(tmp_path / "clf").predict_proba(x), clf.predict_proba(x), atol=1e-6)
+    np.testing.assert_allclose(
+        handful.load(tmp_path / "clf").predict_proba(x), clf.predict_proba(x), atol=1e-6
+    )
 
 
 def test_prediction_sets_come_again_after_a_change(mini: handful.Backbone, support: handful.ImageSet):

@@ -196,7 +196,9 @@ class FewShotClassifier(Answering):
         learned = twin.relearn(task, fitted)
         keeping.checked(learned.head, self, now.names)
         is_plain = calibrating.of_views(True) not in fitted.notes
-        calibration, more = calibrating.of_fit(learned.held_out, task, learned.head, is_plain, twin.balances())
+        calibration, more = calibrating.of_fit(
+            learned.held_out, task, learned.head, is_plain, twin.balances()
+        )
         notes = (*noting.support_notes(twin, task, not fitted.templates), *learned.notes, *more)
         self.fitted_ = changes.refitted(fitted, now, learned, calibration).noting(*notes)
         return self

@@ -114,6 +114,4 @@ def explain(fitted: Fitted, x: Tensor, top: int) -> Explanation:
         Evidence(items[row] if row < len(items) else f"image {row}", names[labels[row]], float(shares[row]))
         for row in rows
     ]
-    return replace(
-        found, support=said, rival=names[order[1]], names=by_names / whole, images=by_all / whole
-    )
+    return replace(found, support=said, rival=names[order[1]], names=by_names / whole, images=by_all / whole)

@@ -123,7 +123,8 @@ class Auto(FewShotClassifier):
                 blend = torch.tensor(_at_one_shot(worth, together) if one else FIXED)
                 note = "One image of each class: the blend is a fixed one."
                 notes = (note,) if one and self.selection == "support" else ()
-                return Learned(_head(problem, parts, blend), "fixed", known | _named(blend), notes)
+                known |= _named(blend, parts.logits(problem.x))
+                return Learned(_head(problem, parts, blend), "fixed", known, notes)
             logits = left_out(problem, parts, ridge, folds, strength, advance)
         return self._stacked(problem, parts, folds, logits, known)
 
@@ -138,7 +139,7 @@ class Auto(FewShotClassifier):
         blended = torch.einsum("h,hnc->nc", found.weights, seen)
         right, zero = ((one.argmax(1) == labels).numpy() for one in (blended, seen[0]))
         gain = beside(right, zero, labels.numpy())
-        known |= _named(found.weights)
+        known |= _named(found.weights, seen)
         known["held_out"] = {
             "images": len(rows), "accuracy": round(gain.accuracy, 4), "zero_shot": round(gain.other, 4),
             "gain": round(gain.gain, 4), "gain_interval": [round(end, 4) for end in gain.gain_interval],
@@ -185,8 +186,15 @@ def _at_one_shot(worth: float, together: bool) -> tuple[float, ...]:
     return ONE_SHOT if together else NAMES_ALONE
 
 
-def _named(weights: Tensor) -> dict[str, Any]:
-    return {"blend": {name: round(w, 4) for name, w in zip(NAMES, weights.tolist(), strict=True)}}
+def _named(weights: Tensor, logits: Tensor) -> dict[str, Any]:
+    """Write down the weights, and each part's share of how far logits `[4, N, C]` spread over classes: weights
+    alone compare logits of different size."""
+    spread = weights * (logits - logits.mean(2, keepdim=True)).square().mean((1, 2)).sqrt()
+    shares = spread / spread.sum().clamp(min=1e-12)
+    return {
+        key: {name: round(value, 4) for name, value in zip(NAMES, values.tolist(), strict=True)}
+        for key, values in (("blend", weights), ("shares", shares))
+    }
 
 
 def _head(problem: Problem, parts: Parts, weights: Tensor) -> BlendHead:
