@@ -178,7 +178,7 @@ def test_prediction_sets_come_again_after_a_change(mini: handful.Backbone, suppo
 
 
 def test_the_error_of_a_method_that_trains_names_those_that_do_not():
-    with pytest.raises(handful.ParameterError, match="training for auto, zero-shot, gda, .*meta-adapter"):
+    with pytest.raises(handful.ParameterError, match=r"training for auto, zero-shot, gda, .*meta-adapter"):
         fit(handful.LinearProbe()).remove_class("cat")
 
 

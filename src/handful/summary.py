@@ -28,8 +28,8 @@ def summary(selected: Mapping[str, Any]) -> dict[str, str]:
         within = [CALLED.get(name, name) for name in WITHIN if shares.get(name)]
         more = f"; {' and '.join(within)} start from the class names" if within else ""
         found["blend"] = f"{listed} (of how far the logits spread{more})"
-    worth = selected.get("names")
-    if shares and _is_number(worth):
+    worth = _numbers(dict(selected)).get("names")
+    if shares and worth is not None:
         say = "much" if worth >= MUCH else "something" if worth >= SOME else "little"
         found["class names"] = (
             f"say {say} of these images: zero-shot has {_percent(worth)} of what there is to know of them"
@@ -45,17 +45,18 @@ def _held_out(given: Any) -> dict[str, str]:
     """Say what held-out images said of the blend beside zero-shot, and how sure that is."""
     known = _numbers(given)
     ends = given.get("gain_interval") if isinstance(given, dict) else None
-    whole = isinstance(ends, list | tuple) and len(ends) == 2 and all(map(_is_number, ends))
-    if not whole or not {"images", "accuracy", "zero_shot", "gain"} <= known.keys():
+    if not (isinstance(ends, list | tuple) and len(ends) == 2 and all(map(_is_number, ends))):
+        return {}
+    if not {"images", "accuracy", "zero_shot", "gain"} <= known.keys():
         return {}
     low, high = (100 * end for end in ends)
-    sure = "the names alone may be as good" if low <= 0 else "it is better than the names alone"
+    sure = "zero-shot may be as good" if low <= 0 else "it is better than zero-shot"
     if high < 0:
-        sure = "the names alone are better"
+        sure = "zero-shot is better"
     count = int(known["images"])
     return {
-        "held out": f"{count} image{'s' * (count != 1)}: {100 * known['accuracy']:.1f} % right in the mean over "
-        f"classes, zero-shot {100 * known['zero_shot']:.1f} %; gain {100 * known['gain']:+.1f} points "
+        "held out": f"{count} image{'s' * (count != 1)}, {100 * known['accuracy']:.1f} % right in the mean "
+        f"over classes, zero-shot {100 * known['zero_shot']:.1f} %; gain {100 * known['gain']:+.1f} points "
         f"(95 % interval {low:+.1f} to {high:+.1f}): {sure}"
     }
 

@@ -56,10 +56,11 @@ class Auto(FewShotClassifier):
     - probe: `s x W^T`, class weights that stay near their names (`LinearProbe`);
     - ridge: kernel ridge regression of the one-hot labels (`exp(-(1 - u . v))`, lambda 0.1), centred.
 
-    Each is the minimum of its own problem. Their weights are found inside the support set: four times
-    (more often of fewer than five classes) one shot of every class is held out, exactly in closed form for the ridge and by fits on the rest for
-    the others, and `w >= 0` is at the minimum of the cross-entropy there plus what draws it to one fixed
-    blend. Probabilities are calibrated by that, and prediction sets come with it.
+    Each is the minimum of its own problem. Their weights are found inside the support set: four times (more
+    often of fewer than five classes) one shot of every class is held out, exactly in closed form for the
+    ridge and by fits on the rest for the others, and `w >= 0` is at the minimum of the cross-entropy there
+    plus what draws it to one fixed blend. Probabilities are calibrated by that, and prediction sets come
+    with it.
 
     At one image of a class nothing can be held out. Two measures of the support set then decide between
     three fixed blends: what zero-shot knows of these images, and whether an adapter that is learned on one
@@ -187,8 +188,8 @@ def _at_one_shot(worth: float, together: bool) -> tuple[float, ...]:
 
 
 def _named(weights: Tensor, logits: Tensor) -> dict[str, Any]:
-    """Write down the weights, and each part's share of how far logits `[4, N, C]` spread over classes: weights
-    alone compare logits of different size."""
+    """Write down the weights, and each part's share of how far logits `[4, N, C]` spread over classes:
+    weights alone are of logits of different size."""
     spread = weights * (logits - logits.mean(2, keepdim=True)).square().mean((1, 2)).sqrt()
     shares = spread / spread.sum().clamp(min=1e-12)
     return {
