@@ -26,6 +26,7 @@ from handful.cli.common import (
 )
 from handful.errors import counted
 from handful.names import METHODS
+from handful.summary import summary
 
 if TYPE_CHECKING:
     from handful.backbones import Backbone
@@ -162,6 +163,8 @@ def _print_fit(clf: FewShotClassifier, facts: dict[str, Any], seconds: float, as
         return
     least, most = facts["images_per_class"]
     facts["images_per_class"] = least if least == most else f"{least} to {most}"
+    if words := summary(clf.selected_):
+        facts = {key: value for key, value in facts.items() if key != "selected"} | words
     echo("\n".join(f"{k}: {plain(v)}" for k, v in facts.items()))
 
 
