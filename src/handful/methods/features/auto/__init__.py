@@ -130,7 +130,8 @@ class Auto(FewShotClassifier):
                 blend = torch.tensor(_at_one_shot(worth, together) if one else FIXED)
                 note = "One image of each class: the blend is a fixed one."
                 notes = (note,) if one and self.selection == "support" else ()
-                known |= _named(blend, parts.logits(problem.x[:: max(len(problem.x) // LOOKED_AT, 1)]))
+                some = problem.x[:: max(len(problem.x) // LOOKED_AT, 1)]
+                known |= _named(blend, parts.logits(some))
                 return Learned(_head(problem, parts, blend), "fixed", known, notes)
             seen = left_out(problem, parts, ridge, folds, strength, advance)
         return self._stacked(problem, parts, folds, seen, known)
