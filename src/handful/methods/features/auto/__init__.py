@@ -139,7 +139,7 @@ class Auto(FewShotClassifier):
     def _stacked(
         self, problem: Problem, parts: Parts, folds: Tensor, seen: Tensor, known: dict[str, Any]
     ) -> Learned:
-        """Weigh the parts by their logits `[4, M, C]` of the images that are held out, as `left_out` gives."""
+        """Weigh the parts by what they say of the held-out images, `[4, M, C]` as `left_out` gives it."""
         rows = (folds >= 0).nonzero()[:, 0]
         labels = problem.labels[rows]
         weights = None if problem.weights is None else image_weights(labels).float()
