@@ -261,11 +261,22 @@ def test_the_commands(call, few_digits: Path, tmp_path: Path):
     assert code == 0
     assert text.count("share") == 2
     assert call("explain", out)[0] == 1
-    code, _, err = call("fit", few_digits / "train", "--shots", 2, "-p", "selection=val", "--out", out)
+    code, _, err = call(
+        "fit",
+        few_digits / "train",
+        "--method",
+        "tip-adapter",
+        "--shots",
+        2,
+        "-p",
+        "selection=val",
+        "--out",
+        out,
+    )
     assert (code, "validation=" in err) == (1, True)
     code, _, _ = call(
-        "fit", few_digits / "train", "--shots", 2, "-p", "selection=val", "--validation", few_digits / "test",
-        "--out", out,
+        "fit", few_digits / "train", "--method", "tip-adapter", "--shots", 2, "-p", "selection=val",
+        "--validation", few_digits / "test", "--out", out,
     )  # fmt: skip
     assert code == 0
 
