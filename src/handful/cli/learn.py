@@ -140,7 +140,8 @@ def _calibrate(
     try:
         clf.calibrate(support, false_alarm=rate, **given)
     except BaseException:
-        say(f"{out} holds the classifier as it was fitted, not calibrated.")
+        by_fit = ", not calibrated" if clf.calibration_ is None else ""
+        say(f"{out} holds the classifier as it was fitted{by_fit}.")
         raise
     clf.save(out)
 
