@@ -159,6 +159,8 @@ class Grid:
         shots = [one for one in self.shots if name in self.sets_at(one)]
         yield from head("method", *(str(one) for one in shots), "seconds")
         for method in methods:
+            if not any((method, name, one) in self.rows for one in shots):
+                continue
             cells, seconds = [], []
             for one in shots:
                 found = [100 * row["accuracy"] for row in self.rows.get((method, name, one), ())]
