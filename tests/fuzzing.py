@@ -33,6 +33,7 @@ PATIENCE = 60
 """Seconds that one trial may take."""
 
 FORMS: dict[str, dict[str, Any]] = {
+    "auto": {},
     "zero-shot": {},
     "linear-probe": {"max_iter": 5},
     "logistic-probe": {"selection": "fixed"},

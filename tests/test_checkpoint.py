@@ -16,6 +16,7 @@ import handful
 from handful import checkpoint
 
 FORMS = {
+    "auto": {"templates": ["a {}.", "the {}."]},
     "zero-shot": {},
     "linear-probe": {"strength": 2.0},
     "logistic-probe": {"selection": "fixed"},

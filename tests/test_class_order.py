@@ -33,7 +33,7 @@ def turned(
 
 @pytest.mark.parametrize("form", ["integers", "names"])
 @pytest.mark.parametrize(
-    "method", ["zero-shot", "linear-probe", "logistic-probe", "gda", "kernel-ridge", "tip-adapter"]
+    "method", ["auto", "zero-shot", "linear-probe", "logistic-probe", "gda", "kernel-ridge", "tip-adapter"]
 )
 def test_columns_are_sorted_whatever_the_order_of_the_names(method: str, form: str, tmp_path: Path):
     features, labels, text = toy(noise=0.3)

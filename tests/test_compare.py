@@ -79,6 +79,7 @@ def test_domains_share_classes(data: Dataset, mini: handful.Backbone):
 
 
 SELECTIONS = {
+    "auto": ["fixed", "support"],
     "gda": ["fixed", "support", "val"],
     "kernel-ridge": ["fixed", "support", "val"],
     "ss-text": ["fixed", "support", "val"],

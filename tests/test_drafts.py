@@ -57,7 +57,7 @@ def counts(draft: dict) -> list[tuple[str, int]]:
 
 def test_a_draft_grows_from_nothing(client: TestClient, of: dict[str, list[Path]], seven: bytes):
     draft = client.post("/drafts", json={"method": "tip-adapter"}).json()
-    assert draft["methods"] == ["tip-adapter", "meta-adapter"]
+    assert draft["methods"] == ["auto", "tip-adapter", "meta-adapter"]
     assert not draft["ready"]
     at = f"/drafts/{draft['id']}"
     assert client.post(f"{at}/predict", files={"images": seven}).status_code == 422
@@ -99,6 +99,39 @@ def test_a_draft_answers_as_the_classifier_that_is_fitted_alone(
         alone.predict_proba([image]).max(), abs=1e-4
     )
     assert state["milliseconds"] < 1000
+
+
+def test_a_new_draft_blends_and_says_what_decided(
+    client: TestClient, of: dict[str, list[Path]], seven: bytes, mini: handful.Backbone
+):
+    draft = client.post("/drafts", json={}).json()
+    assert draft["method"] == "auto"
+    for name in of:
+        client.post(f"/drafts/{draft['id']}/classes", json={"name": name})
+    answer = ask(client, draft, seven)  # by the names alone
+    assert (answer["names"], answer["images"], answer["support"]) == (None, None, [])
+    for name in of:
+        draft = send(client, draft["id"], name, of[name][:8])
+    answer = ask(client, draft, seven)
+    best, rival = (one["class"] for one in answer["predictions"])
+    assert answer["rival"] == rival
+    assert abs(answer["names"]) + abs(answer["images"]) == pytest.approx(1, abs=1e-5)
+    assert answer["names"] + answer["images"] > 0
+    assert answer["support"] and {one["class"] for one in answer["support"]} == {best}
+    assert set(answer["set"]) <= set(of)  # what the fit held out calibrates it
+    shown = [*of["three"][:8], *of["seven"][:8]], ["three"] * 8 + ["seven"] * 8
+    alone = handful.Auto(mini).fit(*shown, class_names=list(of))
+    image = Image.open(io.BytesIO(seven))
+    assert answer["predictions"][0]["probability"] == pytest.approx(
+        alone.predict_proba([image]).max(), abs=1e-4
+    )
+    packed = client.get(f"/drafts/{draft['id']}/download").content
+    opened = client.post("/drafts/open", files={"file": ("d.zip", packed)}).json()
+    assert opened["method"] == "auto"
+    again = ask(client, opened, seven)
+    assert again["predictions"][0]["probability"] == pytest.approx(
+        answer["predictions"][0]["probability"], abs=1e-4
+    )
 
 
 def test_a_draft_is_corrected(client: TestClient, state: dict):
@@ -144,6 +177,7 @@ def test_a_draft_is_downloaded_loaded_and_opened_again(
 
 def test_a_saved_classifier_is_corrected(client: TestClient, served, held_out: handful.ImageSet):
     state = client.post("/drafts", json={"model": "tip"}).json()
+    assert state["method"] == "tip-adapter"
     assert [len(one["images"]) for one in state["classes"]] == [4] * 10
     # it is the classifier that was saved: its numbers, its templates
     predicted = client.post(

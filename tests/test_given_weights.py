@@ -19,7 +19,9 @@ from handful.refiner import Refiner
 TWICE = ["crane", "dog", "Crane"]
 
 
-@pytest.mark.parametrize("method", ["zero-shot", "linear-probe", "tip-adapter", "logistic-probe", "tda"])
+@pytest.mark.parametrize(
+    "method", ["auto", "zero-shot", "linear-probe", "tip-adapter", "logistic-probe", "tda"]
+)
 def test_names_may_come_twice_where_weights_and_integers_tell_classes_apart(method: str, tmp_path: Path):
     features, labels, text = toy(noise=0.3)
     clf = handful.METHODS[method]().fit(features, labels, class_names=TWICE, class_weights=text)
@@ -49,7 +51,9 @@ def test_names_that_tell_classes_apart_must_be_distinct(mini: handful.Backbone):
             handful.ZeroShot(mini).fit(**{"images": features, **arguments})
 
 
-@pytest.mark.parametrize("method", ["zero-shot", "linear-probe", "tip-adapter", "text-tuning", "ape-t"])
+@pytest.mark.parametrize(
+    "method", ["auto", "zero-shot", "linear-probe", "tip-adapter", "text-tuning", "ape-t", "gda"]
+)
 @pytest.mark.parametrize("names", [["b", "c", "a"], None])
 def test_calibrate_takes_the_class_weights_of_the_fit(method: str, names: list[str] | None, tmp_path: Path):
     features, labels, text = toy(6, noise=0.3)
@@ -82,9 +86,9 @@ def test_calibrating_on_means_of_views_warns():
     features, labels, text = toy(8)
     views = handful.Features(torch.stack([features, features + 0.1], 1))
     clf = handful.TipAdapter().fit(views, labels, class_names=list("abc"), class_weights=text)
-    with pytest.warns(UserWarning, match="means of 2 views of each image"):
+    with pytest.warns(UserWarning, match="several views of each support image"):
         clf.calibrate(views, labels, false_alarm=0.1)
-    assert any("single images more" in note for note in clf.notes_)
+    assert any("more images would be called unknown" in note for note in clf.notes_)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clf.calibrate(features, labels, false_alarm=0.1)

@@ -106,18 +106,18 @@ def test_held_fast_they_stay_zero_shot(name: str, given: dict[str, object]):
 # -- CLAP -------------------------------------------------------------------------------------------
 
 
-def test_the_default_strength_is_300_by_shots_and_scales():
+def test_the_default_strength_is_75_by_shots_and_scales():
     labels = torch.arange(3).repeat(4)
-    assert default_strength(labels, 100.0) == pytest.approx(75)
-    assert default_strength(labels, 15.0) == pytest.approx(75 * 0.15**2)
+    assert default_strength(labels, 100.0) == pytest.approx(18.75)
+    assert default_strength(labels, 15.0) == pytest.approx(18.75 * 0.15**2)
     clf, _, _ = fitted("linear-probe")
-    assert clf.selected_["strength"] == pytest.approx(75)
+    assert clf.selected_["strength"] == pytest.approx(18.75)
 
 
 def test_a_search_gives_a_strength_and_a_fit_by_it_is_the_same():
     clf, features, _ = fitted("linear-probe", (6, 6, 6), selection="support")
     assert clf.selection_ == "support" and clf.selected_["strength"] in [
-        pytest.approx(50 * factor) for factor in (10, 3, 1, 0.3, 0.1, 0.03, 0.01)
+        pytest.approx(12.5 * factor) for factor in (10, 3, 1, 0.3, 0.1, 0.03, 0.01)
     ]
     again, _, _ = fitted("linear-probe", (6, 6, 6), strength=clf.settled()["strength"])
     np.testing.assert_allclose(again.logits(features), clf.logits(features), atol=1e-4)

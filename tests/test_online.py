@@ -16,8 +16,11 @@ from handful.refiner import Refiner
 # -- classes that come and go ---------------------------------------------------------------------
 
 ONLINE = [
+    handful.Auto,
+    lambda backbone: handful.Auto(backbone, selection="fixed"),
     handful.ZeroShot,
     handful.TipAdapter,
+    handful.APE,
     lambda backbone: handful.TipAdapter(backbone, selection="support"),
     lambda backbone: handful.MetaAdapter(backbone, views=2),
     lambda backbone: handful.GDA(backbone, views=2),
@@ -30,6 +33,15 @@ ONLINE = [
 
 def listed(support: handful.ImageSet) -> tuple[list[str], list[str]]:
     return [str(item) for item in support.items], [support.class_names[label] for label in support.labels]
+
+
+def alike(left: object, right: object) -> bool:
+    """Whether two facts are the same, numbers to five digits."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(alike(left[key], right[key]) for key in left)
+    if isinstance(left, float):
+        return left == pytest.approx(right, rel=1e-4, abs=1e-4)
+    return left == right
 
 
 @pytest.mark.parametrize("make", ONLINE)
@@ -56,9 +68,11 @@ def test_what_comes_and_goes_equals_a_fresh_fit(
     left, right = clf.info(), fresh.info()
     for facts in (left, right):
         facts.pop("saved"), facts.pop("notes"), facts["head"].pop("scale")
+        for name in ("alpha", "beta", "lam", "rho", "names", "adapter", "probe", "ridge"):
+            facts["head"].pop(name, None)
         for name in ("alpha", "beta", "lam", "rho"):
-            facts["head"].pop(name, None), facts["selected"].pop(name, None)
-    assert left == right
+            facts["selected"].pop(name, None)
+    assert alike(left, right)
     clf.remove_class(first)
     stay = [row for row in rows if names[row] != first]
     fresh = make(mini).fit([items[r] for r in stay], [names[r] for r in stay], class_names=order[1:])
@@ -114,6 +128,61 @@ def test_numbers_that_validation_chose_stay_with_a_note():
     assert any("before" in note for note in clf.notes_)
 
 
+def changed_and_fresh(make, changes: list) -> tuple[handful.FewShotClassifier, handful.FewShotClassifier]:
+    """A classifier whose images came in order, and one that is fitted to all of them at once."""
+    features, labels, text = toy(6)
+    given = {"class_names": NAMES, "class_weights": text}
+    start, *more = changes
+    clf = make().fit(features[start], labels[start], **given)
+    for row in more:
+        clf.add_images(NAMES[labels[row]], features[row : row + 1])
+    rows = [*start, *more]
+    return clf, make().fit(features[rows], labels[rows], **given)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [[0, 1, 2, 6, 7, 12], 8, 3, 13],  # unequal
+        [[0, 1, 6, 7], 2, 8],  # a class without images
+        [[0, 6, 12], 1, 7],  # one image at first
+        [[0], 6],
+        [[0, 6], 12],
+    ],
+)
+@pytest.mark.parametrize("balance", [True, False])
+def test_auto_changed_is_auto_fitted_afresh(changes: list, balance: bool, tmp_path: Path):
+    clf, fresh = changed_and_fresh(lambda: handful.Auto(balance=balance), changes)
+    x = toy(seed=5)[0]
+    np.testing.assert_allclose(clf.predict_proba(x), fresh.predict_proba(x), atol=1e-5)
+    assert clf.selection_ == fresh.selection_
+    assert alike(clf.selected_, fresh.selected_)
+    assert clf.notes_ == fresh.notes_
+    assert (clf.calibration_ is None) == (fresh.calibration_ is None)
+    if clf.calibration_ and fresh.calibration_:  # what the fit held out comes again
+        assert alike(clf.calibration_.facts(), fresh.calibration_.facts())
+        torch.testing.assert_close(
+            clf.calibration_.tensors(), fresh.calibration_.tensors(), rtol=1e-5, atol=1e-5
+        )
+    clf.save(tmp_path / "clf")
+    np.testing.assert_allclose(
+        handful.load(tmp_path / "clf").predict_proba(x), clf.predict_proba(x), atol=1e-6
+    )
+
+
+def test_prediction_sets_come_again_after_a_change(mini: handful.Backbone, support: handful.ImageSet):
+    clf = handful.Auto(mini).fit(support)
+    clf.remove_class(support.class_names[0])
+    sets = clf.predict_set(support, coverage=0.8)
+    assert {name for own in sets for name in own} <= set(support.class_names[1:])
+    assert not any("calibrate again" in note for note in clf.notes_)
+
+
+def test_the_error_of_a_method_that_trains_names_those_that_do_not():
+    with pytest.raises(handful.ParameterError, match="training for auto, zero-shot, gda, .*meta-adapter"):
+        fit(handful.LinearProbe()).remove_class("cat")
+
+
 # -- why ------------------------------------------------------------------------------------------
 
 
@@ -124,6 +193,9 @@ def test_a_cache_names_the_images_that_decided(mini: handful.Backbone, support: 
     assert why.support[0].class_name == support.class_names[support.labels[5]]
     shares = [evidence.share for evidence in clf.explain(support.items[5], top=1000).support]
     assert sum(shares) == pytest.approx(1)
+    assert abs(why.names) + abs(why.images) == pytest.approx(1)
+    assert why.rival == list(why.margins)[1]
+    assert f"rather than {why.rival}: " in str(why)
     assert shares == sorted(shares, reverse=True)
     logits = clf.decision_function(support.items[5])[0]
     first, second = np.sort(logits)[::-1][:2]
@@ -134,12 +206,38 @@ def test_a_cache_names_the_images_that_decided(mini: handful.Backbone, support: 
         clf.explain(list(support.items[:2]))
 
 
+def test_auto_names_what_decided(mini: handful.Backbone, support: handful.ImageSet, held_out):
+    clf = handful.Auto(mini).fit(support)
+    own = 0
+    for image in held_out.items[::15]:
+        why = clf.explain(image, top=4)
+        assert abs(why.names) + abs(why.images) == pytest.approx(1)
+        assert why.names + why.images > 0
+        assert why.rival not in [said.class_name for said in why.support]
+        assert all(0 < said.share <= 1 for said in why.support)
+        own += sum(said.class_name == why.predicted for said in why.support[:2])
+    assert own >= 1.5 * len(held_out.items[::15])  # of two images, mostly both are of the answer's class
+
+
+@pytest.mark.parametrize("counts", [(4, 4, 4), (5, 2, 1), (1, 1, 1), (3, 0, 2)])
+def test_parts_of_the_lead_add_up(counts: tuple[int, ...]):
+    features, labels, text = toy(5)
+    rows = np.concatenate([np.flatnonzero(labels == c)[:count] for c, count in enumerate(counts)])
+    given = {"class_names": NAMES, "class_weights": text}
+    head = handful.Auto().fit(features[rows], labels[rows], **given).head_
+    for x in toy(seed=7)[0]:
+        logits = head.read(x[None])[0]
+        names, images = head.margin(x, 0, 2)
+        torch.testing.assert_close(names + images.sum(), logits[0] - logits[2], rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("make", [handful.MetaAdapter, handful.ZeroShot, handful.LinearProbe])
 def test_every_method_gives_margins(make, mini: handful.Backbone, support: handful.ImageSet):
     why = make(mini).fit(support).explain(support.items[0])
     assert next(iter(why.margins)) == why.predicted
     assert len(why.margins) == 10
-    assert len(why.support) == (5 if make is handful.MetaAdapter else 0)
+    assert len(why.support) == (4 if make is handful.MetaAdapter else 0)  # images of its class speak for it
+    assert (why.names is None) == (make is not handful.MetaAdapter)
 
 
 def test_shares_of_a_refined_classifier_add_up(mini: handful.Backbone, support: handful.ImageSet):

@@ -142,6 +142,12 @@ def pictures_appear(page: Page, count: int) -> bool:
     return False
 
 
+DECIDED = re.compile(
+    r"^Rather than zero: (names [<\d]+ %, images [<\d]+ %"
+    r"|by the (images|names) \([<\d]+ %\), against the (images|names) \([<\d]+ %\))\.$"
+)
+
+
 def test_first_visit_explains_itself_and_makes_no_draft(visit: Visit):
     page = visit.page
     expect(page.get_by_text("the classifier learns at once")).to_be_visible()
@@ -166,6 +172,8 @@ def test_it_learns_from_two_images_of_each_class_and_is_corrected(visit: Visit, 
     expect(page.get_by_text("as soon as two classes have names")).to_be_visible()
     visit.name_class("one")
     expect(visit.headline).to_contain_text("%")  # by the names alone
+    expect(page.get_by_text("The names alone decided: there is no image yet")).to_be_visible()
+    expect(page.get_by_label("Auto")).to_be_checked()
     expect(visit.card("one")).to_contain_text("No images yet: known by its name alone.")
     for name in ("zero", "one"):
         visit.give(name, *some(digits / "train" / name, 2))
@@ -176,26 +184,30 @@ def test_it_learns_from_two_images_of_each_class_and_is_corrected(visit: Visit, 
     bars = page.get_by_role("list", name="Class probabilities").get_by_role("listitem")
     expect(bars).to_have_count(2)
     expect(bars.first).to_have_text(re.compile(r"^one\d+ %$"))
-    support = page.get_by_role("list", name="Images that decided").get_by_role("listitem")
+    support = page.get_by_role("list", name="Images that spoke for one").get_by_role("listitem")
     expect(support.first).to_have_text(re.compile(r"^one\d+ %$"))
+    assert {text[:3] for text in support.all_text_contents()} == {"one"}
+    expect(page.locator("#decided")).to_have_text(DECIDED)
     expect(page.locator("#support img").first).to_have_attribute("src", re.compile("^blob:"))
     assert pictures_appear(page, 4)
 
     page.get_by_role("group", name="Correct it").get_by_role("button", name="zero").click()
     expect(visit.card("zero")).to_contain_text("3 images")
     expect(page.get_by_text("It is now one of the images of zero.")).to_be_visible()
-    learned = page.locator(f'#support li[title="{question.name}"]')  # the image itself decides too
-    expect(learned).to_have_text(re.compile(r"^zero\d+ %$"))
     page.get_by_role("group", name="Correct it").get_by_role("button", name="one").click()  # moves it
     expect(visit.card("zero")).to_contain_text("2 images")
     expect(visit.card("one")).to_contain_text("3 images")
+    learned = page.locator(f'#support li[title="{question.name}"]')  # the image itself decides too
     expect(learned).to_have_text(re.compile(r"^one\d+ %$"))
 
     page.get_by_label("Name of a new class").fill("thin")
     page.get_by_role("button", name="New class").click()
     expect(visit.card("thin")).to_contain_text("1 image")
     expect(bars).to_have_count(3)
-    expect(learned).to_have_text(re.compile(r"^thin\d+ %$"))
+    expect(page.locator("#decided")).to_have_text(re.compile("^Rather than (zero|one|thin): "))
+    best, rival = (bars.nth(row).text_content() for row in range(2))
+    spoke = page.locator("#support li").all_text_contents()
+    assert spoke and not [one for one in spoke if one.startswith(re.sub(r"\d+ %", "", rival or ""))], best
 
 
 def test_classes_and_images_come_and_go_and_a_reload_goes_on(visit: Visit, digits: Path):

@@ -75,6 +75,7 @@ def test_every_command_is_known():
 
 def test_the_light_names_are_those_of_the_methods():
     assert tuple(handful.METHODS) == names.METHODS
+    assert tuple(name for name, cls in handful.METHODS.items() if cls.online) == names.ONLINE
 
 
 HEAVY = (

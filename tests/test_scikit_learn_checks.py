@@ -14,7 +14,7 @@ from handful.refiner import Refiner
 from handful.schedule import seeded
 
 QUICK: dict[str, dict[str, Any]] = {
-    "zero-shot": {}, "linear-probe": {"max_iter": 20}, "logistic-probe": {"selection": "fixed"},
+    "auto": {}, "zero-shot": {}, "linear-probe": {"max_iter": 20}, "logistic-probe": {"selection": "fixed"},
     "gda": {}, "kernel-ridge": {}, "ss-text": {},
     "tip-adapter": {}, "tip-adapter-f": {"epochs": 1, "views": 0}, "meta-adapter": {}, "ape": {},
     "ape-t": {"epochs": 1, "views": 0}, "tda": {},

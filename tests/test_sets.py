@@ -241,7 +241,7 @@ def test_its_rule_for_unknown_images_leaves_each_image_out_of_its_class(tmp_path
     absent.save(tmp_path / "kept")
     views = features[:, None] + torch.zeros(1, 2, 1)
     seen = Prototype().fit(handful.Features(views), labels, **given)
-    assert seen.calibration_.threshold == -1 and "augmented views" in seen.notes_[-1]
+    assert seen.calibration_.threshold == -1 and "several views" in seen.notes_[-1]
 
 
 def task_of(features: Tensor, labels: np.ndarray, text: Tensor) -> Task:

@@ -29,6 +29,8 @@ METHODS = (
     "mma",
 )
 """The names of `handful.METHODS`, in its order; a test holds them together."""
+ONLINE = ("auto", "zero-shot", "gda", "kernel-ridge", "tip-adapter", "ape", "meta-adapter")
+"""Those for which classes and images come and go after fitting, with no training; the same test."""
 SHOTS = (1, 2, 4, 8, 16)
 """Images per class of the few-shot protocol (Zhou et al. 2022a, §4.1)."""
 SEEDS = (1, 2, 3)

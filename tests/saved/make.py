@@ -63,6 +63,7 @@ def main() -> None:
         quick: dict[str, Any] = {"epochs": 2, "views": 0}
         refiner = handful.Refiner(16).reset(torch.Generator().manual_seed(0))
         methods = {
+            "auto": handful.Auto(backbone),
             "zero-shot": handful.ZeroShot(backbone, templates=["a photo of a {}.", "art of a {}."]),
             "linear-probe": handful.LinearProbe(backbone),
             "logistic-probe": handful.LogisticProbe(backbone),

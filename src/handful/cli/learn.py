@@ -53,7 +53,7 @@ def demo(
 
 def fit(
     folder: Data,
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}, or pkg.module:Class.")] = "tip-adapter",
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}, or pkg.module:Class.")] = "auto",
     backbone: BackboneName = "mini",
     weights: Weights = None,
     shots: Annotated[
@@ -197,7 +197,7 @@ def compare(
     folder: Data,
     methods: Annotated[
         list[str] | None,
-        typer.Option(help="A method; repeatable, or one,two. Default: all that take seconds."),
+        typer.Option(help="A method; repeatable, or one,two. Default: auto, and the best that take seconds."),
     ] = None,
     backbone: BackboneName = "mini",
     weights: Weights = None,

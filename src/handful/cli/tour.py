@@ -22,7 +22,7 @@ from handful.report.pictures import curves
 from handful.report.tables import accuracy_sheet, group
 
 TITLE = "scikit-learn's digits, backbone mini (a demonstration model)"
-QUICK = ("zero-shot", "linear-probe", "logistic-probe", "tip-adapter", "meta-adapter")
+QUICK = ("auto", "zero-shot", "linear-probe", "logistic-probe", "tip-adapter", "meta-adapter")
 """Methods of different kinds that fit in seconds."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from handful.balance import effective_number
 from handful.convex.basis import principal
 from handful.convex.descent import minimize
 
@@ -94,13 +95,15 @@ def probe(
 
 
 def default_strength(labels: Tensor, scale: float) -> float:
-    """Give the strength of the penalty for K images of a class, `300 / K (scale / 100)^2`.
+    """Give the strength of the penalty for K images of a class, `75 / K (scale / 100)^2`.
 
-    At 4 images of a class it is as strong as CLAP's penalty on raw text features of CLIP, whose norm is 8 to
-    9; it is weaker where more images say what a class is.
+    K is the harmonic mean, which is near the smaller classes. At one image of a class it is as strong as
+    CLAP's penalty on raw text features of CLIP, whose norm is 8 to 9; it is weaker where more images say what
+    a class is.
     """
-    classes = max(len(labels.unique()), 1)
-    return 300 * classes / max(len(labels), 1) * (scale / 100) ** 2
+    counts = torch.bincount(labels)
+    shots = effective_number(counts) / max(int((counts > 0).sum()), 1) if len(labels) else 1.0
+    return 75 / shots * (scale / 100) ** 2
 
 
 def class_confidence(logits: Tensor, labels: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from handful.estimator.inputs import choose_items, is_encoded, joint_width, plai
 from handful.estimator.labels import check_count, check_sample_weight, match_names, read_labels, read_marks
 from handful.estimator.task import HeldOut, Learned, Task, Validation
 from handful.features import Features
+from handful.names import ONLINE
 from handful.prompts import class_weights as encode_names
 from handful.types import ImageLike, Labels
 
@@ -153,7 +154,7 @@ class FewShotClassifier(Answering):
         Raises
         ------
         ParameterError
-            The method trains: zero-shot, Tip-Adapter, Meta-Adapter, GDA and kernel ridge don't.
+            The method trains: its `online` is False.
         DataError
             There is such a class already.
         """
@@ -180,8 +181,7 @@ class FewShotClassifier(Answering):
         if not self.online:
             raise ParameterError(
                 f"{type(self).__name__} would have to train again: classes and images come and go without "
-                "training for ZeroShot, TipAdapter, MetaAdapter, GDA and KernelRidge. Fit it on the new "
-                "support set."
+                f"training for {', '.join(ONLINE)}. Fit it on the new support set."
             )
         return self.fitted_
 
@@ -191,11 +191,16 @@ class FewShotClassifier(Answering):
 
     def _change(self, now: changes.Kept) -> Self:
         """Fit afresh on a support set that was changed, all at once."""
-        fitted = self.fitted_
+        fitted, twin = self.fitted_, self._as_fitted()
         task = changes.task_of(fitted, now, self.find_backbone(needed=False))
-        learned = self._as_fitted().relearn(task, fitted)
+        learned = twin.relearn(task, fitted)
         keeping.checked(learned.head, self, now.names)
-        self.fitted_ = changes.refitted(fitted, now, learned)
+        is_plain = calibrating.of_views(True) not in fitted.notes
+        calibration, more = calibrating.of_fit(
+            learned.held_out, task, learned.head, is_plain, twin.balances()
+        )
+        notes = (*noting.support_notes(twin, task, not fitted.templates), *learned.notes, *more)
+        self.fitted_ = changes.refitted(fitted, now, learned, calibration).noting(*notes)
         return self
 
     # -- using -----------------------------------------------------------------------------------

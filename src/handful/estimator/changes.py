@@ -18,6 +18,7 @@ from handful.data.sets import ImageSet
 from handful.data.templates import Prompts, for_classes, has_prompts, resolve_templates
 from handful.errors import DataError, ParameterError
 from handful.estimator import seen
+from handful.estimator.confidence import Calibration
 from handful.estimator.fitted import Fitted
 from handful.estimator.inputs import plain, read_class_weights
 from handful.estimator.labels import match_names
@@ -202,17 +203,17 @@ def task_of(fitted: Fitted, now: Kept, backbone: Backbone | None) -> Task:
     return Task(features, now.labels, now.names, now.text, scale, backbone, balance=balance)
 
 
-def refitted(fitted: Fitted, now: Kept, learned: Learned) -> Fitted:
-    """Give the fit of a support set that was changed."""
+def refitted(fitted: Fitted, now: Kept, learned: Learned, calibration: Calibration | None) -> Fitted:
+    """Give the fit of a support set that was changed; a calibration is what the method held out anew."""
     order = () if now.given == now.names else now.given
     fresh = replace(
         fitted, head=learned.head, selection=learned.selection, selected=learned.selected,
-        notes=learned.notes, losses=learned.losses, class_names=now.names, classes=np.array(now.classes),
+        notes=(), losses=learned.losses, class_names=now.names, classes=np.array(now.classes),
         label_order=order, shots=tuple(now.shots), support=tuple(now.items), learned_on=(), draw=None,
-        scores=(), calibration=None, templates=_templates_of(fitted, now.names),
+        scores=(), calibration=calibration, templates=_templates_of(fitted, now.names),
         given_weights=None, digests=seen.keep(now.digests, fitted.digests.get(seen.VALIDATION, ())),
     )  # fmt: skip
-    if fitted.calibration:
+    if fitted.calibration and calibration is None:
         return fresh.noting("It was calibrated on another support set: call calibrate again.")
     return fresh
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from handful.estimator.fitted import Fitted
 
 @dataclass(frozen=True)
 class Evidence:
-    """A support image that spoke for the answer: its share of what decided, -1 to 1; see `Explanation`."""
+    """A support image that spoke for the answer: its share, 0 to 1, of what all images said for it."""
 
     image: str
     class_name: str
@@ -26,8 +26,8 @@ class Explanation:
     """The answer for one image, and what it rests on.
 
     What decided is the lead of the answer over the second class, `rival`: a sum of what the class names say
-    and what each support image says. Shares are of its absolute parts, so that they add up to 1 in absolute
-    value; a negative one spoke for the rival. Together they speak for the answer.
+    and what each support image says (`Head.margin`). It is never below 0, so not all of it speaks for the
+    rival.
 
     Attributes
     ----------
@@ -35,13 +35,14 @@ class Explanation:
         The most likely class.
     margins
         How far each class's logit is above the best other one, largest first; one at most is positive.
+    support
+        The support images that spoke most for the answer: none that spoke against it, and none of the rival,
+        which speak for the answer at most by being unlike the image.
     rival
         The second class; empty where there is one class.
     names, images
-        Shares of the class names, and of all support images together: of a method that keeps no support set,
-        None.
-    support
-        The support images that spoke most for the answer, of whatever class.
+        Shares of the class names, and of all support images together, in that lead. Their absolute values
+        add up to 1; a negative one spoke for the rival. None of a method that keeps no support set.
     """
 
     predicted: str
@@ -52,12 +53,24 @@ class Explanation:
     names: float | None = None
     images: float | None = None
 
+    def decided(self) -> str:
+        """Say in a line what decided: "rather than kiwi: names 35 %, images 65 %"; empty if unknown."""
+        if self.names is None or self.images is None or not self.rival:
+            return ""
+        names, images = f"{100 * abs(self.names):.0f} %", f"{100 * abs(self.images):.0f} %"
+        if self.names < 0:
+            what = f"by the images ({images}), against the names ({names})"
+        elif self.images < 0:
+            what = f"by the names ({names}), against the images ({images})"
+        else:
+            what = f"names {names}, images {images}"
+        return f"rather than {self.rival}: {what}"
+
     def __str__(self) -> str:
         lines = [f"{self.predicted} ({100 * self.probability:.1f} %)"]
         lines += [f"  margin {margin:+8.3f}  {name}" for name, margin in list(self.margins.items())[:5]]
-        if self.names is not None and self.images is not None and self.rival:
-            names, images = 100 * self.names, 100 * self.images
-            lines.append(f"  rather than {self.rival}: {names:+.1f} % by names, {images:+.1f} % by images")
+        if decided := self.decided():
+            lines.append(f"  {decided}")
         lines += [f"  share  {100 * e.share:6.1f} %  {e.class_name}  {e.image}" for e in self.support]
         return "\n".join(lines)
 
@@ -90,16 +103,15 @@ def explain(fitted: Fitted, x: Tensor, top: int) -> Explanation:
     support = fitted.head.support
     if parts is None or support is None:
         return found
-    by_names, by_images = (part.double() for part in parts)
-    whole = by_names.abs() + by_images.abs().sum()
-    shares = by_images / whole.clamp(min=torch.finfo(torch.float64).tiny)
+    by_names, by_images = float(parts[0]), parts[1].double()
+    by_all = float(by_images.sum())
+    whole, said_for = (abs(by_names) + abs(by_all)) or 1.0, by_images.clamp(min=0)
+    shares = said_for / said_for.sum().clamp(min=torch.finfo(torch.float64).tiny)
     labels, items = support.labels.tolist(), fitted.support
+    order_of_images = shares.argsort(descending=True, stable=True).tolist()
+    rows = [row for row in order_of_images if shares[row] > 0 and labels[row] != order[1]][:top]
     said = [
         Evidence(items[row] if row < len(items) else f"image {row}", names[labels[row]], float(shares[row]))
-        for row in shares.argsort(descending=True, stable=True)[:top].tolist()
+        for row in rows
     ]
-    by_all = float(shares.sum())
-    return Explanation(
-        found.predicted, found.probability, found.margins, said, names[order[1]],
-        float(by_names / whole.clamp(min=torch.finfo(torch.float64).tiny)), by_all,
-    )  # fmt: skip
+    return replace(found, support=said, rival=names[order[1]], names=by_names / whole, images=by_all / whole)

@@ -26,6 +26,8 @@ from handful.heads import Head, HeadContext, check_head, expect, without_class_w
 
 GIVEN = "given.class_weights"
 """Class weights that `fit` was given, among a checkpoint's tensors, where the head holds others."""
+ROUNDING = 1e-6
+"""By which class weights of unit length move when they are scaled to it."""
 
 
 def check_parameters(cls: type, facts: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +216,8 @@ class Keeping(Method):
         if self.calibration_:
             tensors = tensors | self.calibration_.tensors()
         given, own = self.fitted_.given_weights, tensors.get("class_weights")
-        if given is not None and (own is None or not torch.equal(given, own)):
+        same = given is not None and own is not None and bool((given - own).abs().max() <= ROUNDING)
+        if given is not None and not (same and self._keeps_weights()):
             tensors = tensors | {GIVEN: given}
         restored(self, tensors, facts, None)  # what can't be loaded isn't written
         checkpoint.write(Path(folder), tensors, facts)
@@ -266,7 +269,10 @@ class Keeping(Method):
         Of earlier versions, and after classes came or went, those of a head that keeps them as they were.
         """
         fitted = self.fitted_
-        keeps = fitted.head.support is not None or not self.uses_images
-        if fitted.given_weights is not None or fitted.templates or not keeps:
+        if fitted.given_weights is not None or fitted.templates or not self._keeps_weights():
             return fitted.given_weights
         return fitted.head.tensors().get("class_weights")
+
+    def _keeps_weights(self) -> bool:
+        """Whether the head's class weights are those of the names, not what was learned."""
+        return self.fitted_.head.support is not None or not self.uses_images

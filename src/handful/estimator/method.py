@@ -72,6 +72,8 @@ class Method(Parameters):
     """Whether it works inside the text tower; then it takes no class weights from elsewhere."""
     uses_image_tower: ClassVar[bool] = False
     """Whether it works inside the image tower; then it needs the backbone whatever it is given."""
+    selects_on_support: ClassVar[bool] = True
+    """Whether its parameter `selection` may be `"support"`, where it has one."""
     trains: ClassVar[bool] = False
     """Whether it trains in steps, and so can take `views="online"`."""
     online: ClassVar[bool] = False

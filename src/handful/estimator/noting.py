@@ -153,7 +153,7 @@ def support_notes(method: Method, task: Task, text_given: bool) -> tuple[str, ..
     text_given
         Whether class weights were given, in place of the names.
     """
-    if not task.has("inputs"):
+    if not task.has("inputs") or not len(task.labels):
         return ()
     counts = torch.bincount(task.labels, minlength=len(task.class_names)).tolist()
     by_counts = counts_notes(method, task.class_names, counts) if method.uses_images else ()

@@ -54,20 +54,25 @@ def stack(
     weights
         Of the images, `[N]`, of mean 1; None for alike.
     """
-    share = torch.full((len(labels),), 1 / len(labels)) if weights is None else weights / len(labels)
+    logits, prior = logits.double(), prior.double()  # where all images are right, it is nearly flat
+    share = logits.new_full((len(labels),), 1) if weights is None else weights.double()
+    share = share / len(labels)
     centred = logits - logits.mean(2, keepdim=True)
     spread = centred.square().mean((1, 2)).sqrt()
     alone = torch.einsum("h,hnc->nc", prior, centred)
     most = spread[prior > 0].amax().clamp(min=1e-12)
-    tau = _newton(alone[None], labels, torch.ones(1), 1e-4 * (prior @ spread / most).square()[None], share)
+    tau = _newton(
+        alone[None], labels, torch.ones_like(prior[:1]), 1e-4 * (prior @ spread / most).square()[None], share
+    )
     target = tau * prior
-    return Stack(_newton(centred, labels, target, strength * spread.square(), share), target)
+    found = _newton(centred, labels, target, strength * spread.square(), share)
+    return Stack(found.float(), target.float())
 
 
 def _newton(logits: Tensor, labels: Tensor, target: Tensor, pull: Tensor, share: Tensor) -> Tensor:
     """Give `w >= 0` at the minimum of the cross-entropy and `sum pull (w - target)^2`, from the target."""
     own = logits.gather(2, labels[None, :, None].expand(len(logits), -1, 1))[:, :, 0]
-    weights, size = target.clone(), len(target)
+    weights = target.clone()
 
     def value(at: Tensor) -> tuple[Tensor, Tensor]:
         logs = torch.einsum("h,hnc->nc", at, logits).log_softmax(1)
@@ -81,8 +86,10 @@ def _newton(logits: Tensor, labels: Tensor, target: Tensor, pull: Tensor, share:
         bend = torch.stack([torch.einsum("nc,hnc,n->h", chances * one, logits, share) for one in logits])
         bend = bend - (means * share) @ means.T + torch.diag(2 * pull)
         free = (weights > 0) | (slope < 0)
-        step = torch.zeros(size)
-        damping = 1e-6 * bend.diagonal().amax().clamp(min=1e-12) * torch.eye(int(free.sum()))
+        step = torch.zeros_like(weights)
+        damping = (
+            1e-6 * bend.diagonal().amax().clamp(min=1e-12) * torch.eye(int(free.sum()), dtype=weights.dtype)
+        )
         step[free] = torch.linalg.solve(bend[free][:, free] + damping, slope[free])
         for halving in range(20):
             there = (weights - step / 2**halving).clamp(min=0)

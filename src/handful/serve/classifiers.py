@@ -16,13 +16,13 @@ from handful.errors import DataError, HandfulError, ParameterError, counted, une
 from handful.estimator import FewShotClassifier
 from handful.estimator.confidence import classify
 from handful.estimator.conformal import COVERAGE, SetRule, can_state
-from handful.estimator.explaining import Evidence
+from handful.estimator.explaining import Explanation
 from handful.features import Features
 from handful.heads import Support
 from handful.methods import METHODS, load
 
-ONLINE = ("tip-adapter", "meta-adapter")
-"""Methods that learn from images without training."""
+ONLINE = ("auto", "tip-adapter", "meta-adapter")
+"""Methods of drafts, which learn from images at once; the first is a new draft's."""
 NEW_DRAFT: dict[str, dict[str, Any]] = {"tip-adapter": {"selection": "support"}}
 """Parameters of a new draft's methods; an opened classifier brings its own."""
 
@@ -172,7 +172,7 @@ def fit(
     class_names: Sequence[str],
     support: Sequence[tuple[str, str, Tensor]],
 ) -> FewShotClassifier:
-    """Fit a method to the images of a draft, and calibrate where there are enough of them.
+    """Fit a method to the images of a draft, and calibrate where there are enough of them and it has not.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def fit(
     clf = METHODS[method](backbone, **parameters).fit(features, labels, class_names=list(class_names))
     clf.fitted_ = replace(clf.fitted_, support=tuple(title for title, _, _ in support))
     shots = [labels.count(name) for name in class_names]
-    if min(shots) and max(shots) > 1:
+    if clf.calibration_ is None and min(shots) and max(shots) > 1:
         _calibrate(clf, backbone, features, labels)
     return clf
 
@@ -245,8 +245,8 @@ def support_of(
 
 def explain(
     clf: FewShotClassifier, feature: Tensor, top: int
-) -> tuple[list[tuple[str, float]], bool | None, list[str] | None, list[Evidence]]:
-    """Classify an image by its raw feature `[E]`, and say which support images decided.
+) -> tuple[list[tuple[str, float]], bool | None, list[str] | None, Explanation]:
+    """Classify an image by its raw feature `[E]`, and say what decided.
 
     Returns
     -------
@@ -256,8 +256,8 @@ def explain(
         None where the classifier can't say.
     likely
         The classes of its set at the usual coverage; None where the classifier can't say.
-    support
-        At most `top` images, by the titles that `fit` was given.
+    explanation
+        With at most `top` images, by the titles that `fit` was given.
     """
     query, unknown = feature[None].numpy(), _unknown(clf)
     probabilities, is_unknown = clf.classify(query, unknown)
@@ -267,7 +267,7 @@ def explain(
     if _can_give_sets(clf):
         prediction = Prediction(torch.from_numpy(probabilities[0]), None)
         likely = likely_classes(clf, prediction, clf.set_rule(COVERAGE))
-    return classes, bool(is_unknown[0]) if unknown else None, likely, clf.explain(query, top).support
+    return classes, bool(is_unknown[0]) if unknown else None, likely, clf.explain(query, top)
 
 
 def notes_of(clf: FewShotClassifier) -> str:

@@ -52,13 +52,21 @@ class DraftPrediction:
     likely
         The classes of its set at the usual coverage; None where the classifier can't say.
     support
-        The images that decided, each with its class and its share.
+        The images that spoke for the answer, each with its class and its share of what images said for it.
+    rival
+        The second class; empty where it is not known what decided.
+    names, images
+        Shares of the class names, and of all images together, in the lead over the second class; a negative
+        one spoke for that. None where it is not known what decided.
     """
 
     classes: list[tuple[str, float]]
     is_unknown: bool | None
     likely: list[str] | None
     support: list[tuple[SupportImage, str, float]]
+    rival: str = ""
+    names: float | None = None
+    images: float | None = None
 
 
 class Draft:
@@ -211,13 +219,13 @@ class Draft:
         raise unexpected("image", number, "the id of an image of this draft")
 
     def classify(self, feature: Tensor, top: int = 6) -> DraftPrediction:
-        """Classify an image by its raw feature `[E]`, and say which images decided, `top` at most."""
+        """Classify an image by its raw feature `[E]`, and say what decided, with `top` images at most."""
         if self.clf is None:
             raise DataError("Got fewer than two classes: name another one first.")
-        classes, is_unknown, likely, support = classifiers.explain(self.clf, feature, top)
+        classes, is_unknown, likely, why = classifiers.explain(self.clf, feature, top)
         images = {image.title: image for image in self.images()}
-        decided = [(images[one.image], one.class_name, one.share) for one in support]
-        return DraftPrediction(classes, is_unknown, likely, decided)
+        decided = [(images[one.image], one.class_name, one.share) for one in why.support]
+        return DraftPrediction(classes, is_unknown, likely, decided, why.rival, why.names, why.images)
 
     def thumbnail(self, number: int) -> bytes:
         """Give an image as a small JPEG."""

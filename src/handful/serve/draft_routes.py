@@ -173,7 +173,7 @@ def _add_images(app: FastAPI, access: _DraftAccess) -> None:
 def _add_answers(app: FastAPI, access: _DraftAccess) -> None:
     @app.post("/drafts/{draft}/predict", openapi_extra=takes_files("images", several=False, body=True))
     async def predict(request: Request, draft: str) -> dict[str, Any]:
-        """Classify an image, and say which images decided."""
+        """Classify an image, and say what decided: names and images, and which images spoke for the answer."""
         found, start = access.find(draft), time.perf_counter()
         [(_, feature), *others] = await access.features(request)
         if others:
@@ -209,6 +209,10 @@ def _state(draft: Draft) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _share(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
 def _prediction(predicted: DraftPrediction) -> dict[str, Any]:
     return {
         "predictions": [
@@ -217,6 +221,9 @@ def _prediction(predicted: DraftPrediction) -> dict[str, Any]:
         "unknown": predicted.is_unknown,
         "set": predicted.likely,
         "coverage": COVERAGE,
+        "rival": predicted.rival,
+        "names": _share(predicted.names),
+        "images": _share(predicted.images),
         "support": [
             {"id": one.id, "name": one.name, "class": name, "share": round(share, 6),
              "has_picture": one.file is not None}

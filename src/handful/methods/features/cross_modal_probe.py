@@ -129,6 +129,7 @@ class CrossModalProbe(FewShotClassifier):
     """
 
     method: ClassVar[str] = "cross-modal-probe"
+    selects_on_support: ClassVar[bool] = False
     trusts_names: ClassVar[bool] = False
 
     def __init__(

@@ -4,8 +4,8 @@ import { at, say } from "./elements.js";
 
 export const NOTHING = {
   id: null,
-  method: "tip-adapter",
-  methods: ["tip-adapter", "meta-adapter"],
+  method: "auto",
+  methods: ["auto", "tip-adapter", "meta-adapter"],
   classes: [],
   ready: false,
   note: "",

@@ -20,6 +20,7 @@ import { at, count, el, say, time } from "./elements.js";
 import "./question.js";
 
 const METHODS = {
+  auto: ["Auto", "Weighs class names and images by how well each does on images held out."],
   "tip-adapter": ["Tip-Adapter", "Weighs every image you gave, beside the class names."],
   "meta-adapter": ["Meta-Adapter", "Lets a class's images refine its name, by a network trained beforehand."],
 };

@@ -53,7 +53,7 @@ function ask() {
   });
 }
 
-function showAnswer({ predictions, unknown, set, coverage, support, milliseconds }) {
+function showAnswer({ predictions, unknown, set, coverage, support, milliseconds, ...why }) {
   const top = predictions.slice(0, BARS);
   const best = `${top[0].class} (${percent(top[0].probability)})`;
   at("headline").textContent = unknown ? `Unknown: the nearest is ${best}` : best;
@@ -62,8 +62,8 @@ function showAnswer({ predictions, unknown, set, coverage, support, milliseconds
   const verdict = unknown ? "Like none of these classes. " : known;
   at("facts").textContent = `${verdict}${likely(set, coverage)}Answered in ${time(milliseconds)}.`;
   showBars(top);
-  const title = support.length ? "Images that decided" : "No image decided: the names alone did";
-  at("support-title").textContent = title;
+  at("decided").textContent = decided(why);
+  at("support-title").textContent = support.length ? `Images that spoke for ${top[0].class}` : noImage();
   at("support").replaceChildren(...support.map(supportImage));
   showCorrections(top.map((each) => each.class));
   at("answer").hidden = false;
@@ -76,6 +76,21 @@ function likely(set, coverage) {
   const words = set.slice(0, LISTED).join(", ") + more;
   return `At ${percent(coverage)} ${set.length > 1 ? "one of" : "only"}: ${words}. `;
 }
+
+// What the lead over the second class is made of.
+function decided({ rival, names, images }) {
+  if (!rival || names === null || images === null) return "";
+  const [ofNames, ofImages] = [names, images].map((share) => percent(Math.abs(share)));
+  let what = `names ${ofNames}, images ${ofImages}`;
+  if (names < 0) what = `by the images (${ofImages}), against the names (${ofNames})`;
+  if (images < 0) what = `by the names (${ofNames}), against the images (${ofImages})`;
+  return `Rather than ${rival}: ${what}.`;
+}
+
+const noImage = () =>
+  state.classes.some((each) => each.images.length)
+    ? "No image spoke for it: the names did"
+    : "The names alone decided: there is no image yet";
 
 function showBars(top) {
   const bars = at("bars").children;

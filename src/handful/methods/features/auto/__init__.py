@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from handful.backbones import Backbone
+from handful.balance import image_weights
 from handful.errors import unexpected
 from handful.estimator import FewShotClassifier, HeldOut, Learned, Task
 from handful.heads import Head
@@ -38,8 +40,12 @@ NAMES_ALONE, IMAGES_ALONE = (0.5, 0.5, 0.0, 0.0), (0.0, 0.0, 0.25, 5.0)
 """At one image of a class, where images and names don't move together; where names say little."""
 LITTLE = 0.1
 """Worth of names, of 1, up to which they say little."""
-FOLDS = 4
-"""Shots that are held out at most, one of every class at a time."""
+FOLDS, HELD_OUT, ENOUGH = 4, 20, 2000
+"""Shots that are held out at most, one of every class at a time; of few classes as many as make 20 images,
+which is what it takes to call an image unknown at a false-alarm rate of .05; and images that are enough: two
+shots of 1,000 classes."""
+UNSURE = 0.01
+"""Of the fixed blend is taken where all parts together say nothing of held-out images."""
 STRENGTH, IMAGES = 0.03, 1.0
 """Of drawing to the fixed blend: this, and this over the number of held-out images."""
 
@@ -54,8 +60,8 @@ class Auto(FewShotClassifier):
     - probe: `s x W^T`, class weights that stay near their names (`LinearProbe`);
     - ridge: kernel ridge regression of the one-hot labels (`exp(-(1 - u . v))`, lambda 0.1), centred.
 
-    Each is the minimum of its own problem. Their weights are found inside the support set: up to four times
-    one shot of every class is held out, exactly in closed form for the ridge and by fits on the rest for
+    Each is the minimum of its own problem. Their weights are found inside the support set: four times
+    (more often of fewer than five classes) one shot of every class is held out, exactly in closed form for the ridge and by fits on the rest for
     the others, and `w >= 0` is at the minimum of the cross-entropy there plus what draws it to one fixed
     blend. Probabilities are calibrated by that, and prediction sets come with it.
 
@@ -131,27 +137,33 @@ class Auto(FewShotClassifier):
         """Weigh the parts by their logits `[4, N, C]` of images that they had not seen."""
         rows = (folds >= 0).nonzero()[:, 0]
         seen, labels = logits[:, rows], problem.labels[rows]
-        weights = None if problem.weights is None else problem.weights[rows] / problem.weights[rows].mean()
-        found = stack(seen, labels, torch.tensor(FIXED), STRENGTH + IMAGES / len(rows), weights)
-        blended = torch.einsum("h,hnc->nc", found.weights, seen)
+        weights = None if problem.weights is None else image_weights(labels).float()
+        blend = stack(seen, labels, torch.tensor(FIXED), STRENGTH + IMAGES / len(rows), weights).weights
+        if not blend.any():  # no part is better than chance: an order of the classes all the same
+            blend = UNSURE * torch.tensor(FIXED)
+        blended = torch.einsum("h,hnc->nc", blend, seen)
         right, zero = ((one.argmax(1) == labels).numpy() for one in (blended, seen[0]))
         gain = beside(right, zero, labels.numpy())
-        known |= _named(found.weights)
+        known |= _named(blend)
         known["held_out"] = {
             "images": len(rows), "accuracy": round(gain.accuracy, 4), "zero_shot": round(gain.other, 4),
             "gain": round(gain.gain, 4), "gain_interval": [round(end, 4) for end in gain.gain_interval],
         }  # fmt: skip
         held = HeldOut(blended, rows, int(folds.max()) + 1, calibrated=True)
-        return Learned(_head(problem, parts, found.weights), "support", known, held_out=held)
+        return Learned(_head(problem, parts, blend), "support", known, held_out=held)
 
 
 def held_out_folds(labels: Tensor) -> Tensor:
-    """Give which fold each image is held out in, `[N]`: the j-th of each class in the j-th, up to four.
+    """Give which fold each image is held out in, `[N]`: the j-th of each class in the j-th, up to four, or
+    more of few classes.
 
     -1 is never: a later image, and one that is alone in its class.
     """
-    numbers, alone = shot_numbers(labels), labels.bincount()[labels] == 1
-    return numbers.masked_fill((numbers >= FOLDS) | alone, -1)
+    numbers, counts = shot_numbers(labels), labels.bincount()
+    most = max(FOLDS, math.ceil(HELD_OUT / len(labels.unique())))
+    if int(((numbers < 2) & (counts[labels] > 1)).sum()) >= ENOUGH:
+        most = 2
+    return numbers.masked_fill((numbers >= most) | (counts[labels] == 1), -1)
 
 
 def left_out(

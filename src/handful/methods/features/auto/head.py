@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from handful.balance import image_weights, is_unequal
+from handful.convex.adapter import span_of
 from handful.convex.probe import class_confidence, default_strength
 from handful.errors import CheckpointError
 from handful.heads import Head, HeadContext, check_rows, expect, number
@@ -21,8 +23,8 @@ class BlendHead(Head):
     """`sum_h w_h Z_h(x)` of four parts, and the support set, which says why.
 
     What each part has learned is a sum over the support images: of the linear probe, at its minimum,
-    `W - T = sum_i r_i x_i / (2 anchor)`, r_i what is still wrong with image i; of the adapter the same,
-    and the ridge is one by definition. So every logit is a share of the names and one of each image.
+    `W - T = sum_i r_i x_i s / (2 N anchor)`, r_i what is still wrong with image i; of the adapter likewise,
+    and the ridge is one by definition. So every logit is a part of the names and one of each image.
     """
 
     kind: ClassVar[str] = "blend"
@@ -38,8 +40,13 @@ class BlendHead(Head):
     @cached_property
     def parts(self) -> Parts:
         """What the parts learned."""
-        landmarks = self.keys[landmark_rows(self.labels)]
+        landmarks = self.keys[self.landmarks]
         return Parts(self.class_weights, self.scale, self.adapter, self.moved, landmarks, self.coefficients)
+
+    @cached_property
+    def landmarks(self) -> Tensor:
+        """Rows of the keys that the coefficients are of, `[m]`."""
+        return landmark_rows(self.labels, len(self.coefficients))
 
     @cached_property
     def linear(self) -> Tensor:
@@ -70,7 +77,7 @@ class BlendHead(Head):
         return super().traceable()
 
     def margin(self, x: Tensor, answer: int, rival: int) -> tuple[Tensor, Tensor]:
-        """See `Head.margin`."""
+        """See `Head.margin`. An image speaks by how much nearer it is than the mean image; see `_by_images`."""
         x, (names, adapter, probe, ridge) = F.normalize(x, dim=-1), self.blend
         between = self.class_weights[answer] - self.class_weights[rival]  # [E]
         length = (x + x @ self.adapter).norm().clamp(min=1e-12)
@@ -79,36 +86,44 @@ class BlendHead(Head):
         if not len(self.keys):
             return said, images
         cosines = self.keys @ x
-        near_x = near(x[None], self.parts.landmarks)[0]
-        rows = landmark_rows(self.labels)
-        images[rows] += ridge * near_x * (self.coefficients[:, answer] - self.coefficients[:, rival])
-        wrong, pull = self._probe_residuals, self._anchors
-        share = cosines * (wrong[:, answer] / pull[answer] - wrong[:, rival] / pull[rival])
-        images += probe * _to_sum(share, self.scale * x @ (self.moved[answer] - self.moved[rival]))
-        share = cosines * (self._adapter_residuals @ between)
-        images += adapter * _to_sum(share, self.scale * (x @ self.adapter) @ between / length)
-        return said, images
+        nearness = near(x[None], self.parts.landmarks)[0]
+        learned = self.coefficients[:, answer] - self.coefficients[:, rival]
+        images[self.landmarks] += ridge * _by_images(nearness, learned, nearness @ learned)
+        learned = self._of_probe[:, answer] - self._of_probe[:, rival]
+        total = self.scale * x @ (self.moved[answer] - self.moved[rival])
+        images += probe * _by_images(cosines, self.scale * learned, total)
+        learned = self._of_adapter @ between
+        total = self.scale * (x @ self.adapter) @ between / length
+        return said, images + adapter * _by_images(cosines, self.scale * learned / length, total)
 
     @cached_property
-    def _anchors(self) -> Tensor:
+    def _weights(self) -> Tensor:
+        """What each image weighs where classes count alike, `[N, 1]`."""
+        unequal = is_unequal(self.labels)
+        weights = image_weights(self.labels).float() if unequal else torch.ones(len(self.labels))
+        return weights[:, None]
+
+    @cached_property
+    def _of_probe(self) -> Tensor:
+        """What the linear probe learned of each image, `[N, C]`: `W - T` is `_of_probe^T keys`, nearly."""
         confidence = class_confidence(self.scale * self.keys @ self.class_weights.T, self.labels)
-        return (default_strength(self.labels, self.scale) * confidence).clamp(min=1e-12)
-
-    @cached_property
-    def _probe_residuals(self) -> Tensor:
-        """What is still wrong with each image for the linear probe, `[N, C]`."""
+        anchors = (default_strength(self.labels, self.scale) * confidence).clamp(min=1e-12)
         logits = self.scale * self.keys @ (self.class_weights + self.moved).T
-        return F.one_hot(self.labels, logits.shape[1]) - logits.softmax(1)
+        wrong = self._weights * (F.one_hot(self.labels, logits.shape[1]) - logits.softmax(1)) / anchors
+        return _fitted(wrong, wrong.T @ self.keys, self.moved)
 
     @cached_property
-    def _adapter_residuals(self) -> Tensor:
-        """The direction in which each image still pulls the adapter, `[N, E]`."""
+    def _of_adapter(self) -> Tensor:
+        """What the adapter learned of each image, `[N, E]`: between names, M is `keys^T _of_adapter`, nearly."""
         moved = self.keys + self.keys @ self.adapter
         length = moved.norm(dim=1, keepdim=True).clamp(min=1e-12)
         unit = moved / length
         chances = (self.scale * unit @ self.class_weights.T).softmax(1)
         pull = self.class_weights[self.labels] - chances @ self.class_weights
-        return (pull - unit * (unit * pull).sum(1, keepdim=True)) / length
+        pull = self._weights * (pull - unit * (unit * pull).sum(1, keepdim=True)) / length
+        span = span_of(self.class_weights)
+        pull = pull @ span @ span.T
+        return _fitted(pull, self.keys.T @ pull, self.adapter)
 
     def tensors(self) -> dict[str, Tensor]:
         """`class_weights`, `moved` `[C, E]`; `adapter [E, E]`; `coefficients [m, C]`; `keys`, `labels`."""
@@ -130,14 +145,26 @@ class BlendHead(Head):
             "coefficients": ("M", classes), "keys": ("NK", "E"), "labels": ("NK",),
         })  # fmt: skip
         check_rows(tensors["labels"], classes)
-        if len(tensors["coefficients"]) != len(landmark_rows(tensors["labels"])):
+        if len(tensors["coefficients"]) > len(tensors["labels"]):
             raise CheckpointError("The coefficients are not of the support images: the file is damaged.")
         return cls(
             **tensors, scale=number(settings, "scale"), blend=tuple(number(settings, name) for name in NAMES)
         )
 
 
-def _to_sum(share: Tensor, total: Tensor) -> Tensor:
-    """Scale what images say to the sum that was learned: they agree but for what a minimum leaves."""
-    sum_ = share.sum()
-    return share * (total / sum_) if sum_.abs() > 1e-12 * share.abs().sum() else torch.zeros_like(share)
+def _fitted(pulls: Tensor, sum_: Tensor, learned: Tensor) -> Tensor:
+    """Scale the pulls of images so that their sum is as near as can be to what was learned.
+
+    At a minimum the factor is known, by the penalty; this is right short of it too.
+    """
+    return pulls * ((sum_ * learned).sum() / sum_.square().sum().clamp(min=1e-30)).clamp(min=0)
+
+
+def _by_images(nearness: Tensor, learned: Tensor, total: Tensor) -> Tensor:
+    """Give what each image says, `[N]`, of a total that is `nearness @ learned`, or nearly.
+
+    All images are rather near to any other, and what that says cancels out: so it is what an image is nearer
+    than the mean that counts. The rest is the same for each.
+    """
+    said = (nearness - nearness.mean()) * learned
+    return said + (total - said.sum()) / len(said)
