@@ -16,6 +16,7 @@ TITLES = {
     "linear-probe:selection=support": "linear-probe, support",
     "linear-probe:solver=published": "linear-probe, CLAP as published",
     "linear-probe:solver=published,strength=0": "linear-probe, ZS-LP as published",
+    "linear-probe:tolerance=0.0001": "linear-probe, at its minimum",
     "tip-adapter:selection=support": "tip-adapter, support",
     "tip-adapter-f:selection=support": "tip-adapter-f, support",
     "ape:selection=support": "ape, support",
