@@ -3,7 +3,7 @@
     uv run python benchmarks/auto_speed.py [--classes 100 1000] [--shots 16] [--runs 3] [--only NAME ...]
 
 Every fit runs in a process of its own, one after the other, and its peak of memory is that process's. Where
-the machine is shared, seconds of the processor say more (OMP_NUM_THREADS=1: those of an idle one).
+the machine is shared, seconds of the processor say more; with OMP_NUM_THREADS=1 they are an idle one's.
 Features are drawn with what matters for the time like CLIP's (`fit_features.make`), 512 wide. Logistic
 regression reads unit features and no names: C=10, which is good on few images, and .316, of CLIP's README.
 """

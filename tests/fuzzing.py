@@ -59,7 +59,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "mma": {"epochs": 1, "views": 0, "width": 4},
 }
 
-CALIBRATED = ("tip-adapter", "clip-adapter")
+CALIBRATED = ("auto", "tip-adapter", "clip-adapter")
 
 ALONE = ("coop", "text-tuning", "clip-adapter", "linear-adapter", "prolip", "cocoop", "mma")
 """Whose learned tensors are saved alone too."""

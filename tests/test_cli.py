@@ -26,11 +26,15 @@ def model(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fit_evaluate_predict_info(call, few_digits: Path, tmp_path: Path):
     digits = few_digits
     out = tmp_path / "model"
-    code, text, err = call("fit", digits / "train", "--shots", 2, "--seed", 3, "-p", "alpha=2", "--out", out)
+    code, text, err = call(
+        "fit", digits / "train", "--shots", 2, "--seed", 3, "-p", "balance=false", "--out", out
+    )
     assert code == 0
     assert f"model: {out}" in text
     assert "100 of 100 files used" in err
-    assert handful.load(out).alpha == 2
+    assert "selection: support" in text and "held out: 20 images" in text and "blend: " in text
+    clf = handful.load(out)
+    assert (clf.method, clf.balance) == ("auto", False)
 
     code, text, _ = call("evaluate", out, digits / "test", "--json")
     facts = json.loads(text)
@@ -53,6 +57,11 @@ def test_fit_evaluate_predict_info(call, few_digits: Path, tmp_path: Path):
     code, text, _ = call("info", out, "--json")
     assert code == 0
     assert json.loads(text)["backbone"]["name"] == "mini"
+    assert json.loads(text)["selected"]["held_out"]["images"] == 20
+    code, text, _ = call("info", out)
+    assert "zero-shot has" in text and "95 % interval" in text and "class names: say " in text
+    card = (out / "README.md").read_text()
+    assert "- held out: 20 images" in card and "- blend: " in card
 
 
 def facts_names() -> tuple[str, ...]:
@@ -95,8 +104,8 @@ def test_one_bad_image_among_good_ones(call, model: Path, digits: Path, tmp_path
     ("words", "code", "hint"),
     [
         (["fit", "nowhere"], 1, "expected a folder of class folders"),
-        (["fit", "DATA", "--method", "tip"], 1, "one of ['clip-adapter', 'cocoop', 'coop'"),
-        (["fit", "DATA", "--param", "gamma=1"], 1, "a parameter of tip-adapter"),
+        (["fit", "DATA", "--method", "tip"], 1, "one of ['ape', 'ape-t', 'auto'"),
+        (["fit", "DATA", "--param", "gamma=1"], 1, "a parameter of auto"),
         (["fit", "DATA", "--param", "gamma"], 2, "name=value"),
         (["fit", "DATA", "--shots", "0"], 2, "--shots"),
         (["fit", "DATA", "--backbone", "ViT-B-99/openai"], 1, "ViT-B-"),
@@ -174,11 +183,11 @@ def test_demo_on_two_shots(few_digits: Path, tmp_path: Path, monkeypatch: pytest
         assert before in ({}, cells)
         before = cells
     lines = [json.loads(row) for row in (tmp_path / "bench" / "results.jsonl").read_text().splitlines()]
-    assert len(lines) == len(cells) == 10
+    assert len(lines) == len(cells) == 12
     assert all(f"{100 * line['accuracy']:.1f}" in text for line in lines)
     assert {line["method"]: line["selection"] for line in lines if line["shots"] == 2} == {
-        "zero-shot": "fixed", "linear-probe": "fixed", "logistic-probe": "support", "meta-adapter": "fixed",
-        "tip-adapter:selection=support": "support",
+        "auto": "support", "zero-shot": "fixed", "linear-probe:selection=support": "support",
+        "logistic-probe": "support", "meta-adapter": "fixed", "tip-adapter:selection=support": "support",
     }  # fmt: skip
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "few-shot, digits, mini" in (tmp_path / "bench" / "report.html").read_text()

@@ -11,7 +11,7 @@ import torch
 from conftest import link_some
 
 import handful
-from handful.compare import compare, estimate
+from handful.compare import compare, estimate, sensible
 from handful.data import Dataset, ImageSet
 from handful.estimator import Learned
 from handful.evaluation import evaluate
@@ -76,6 +76,14 @@ def test_domains_share_classes(data: Dataset, mini: handful.Backbone):
     (draw,) = cross_dataset(data, [alien], (2,), (1,))
     assert list(draw.tests) == ["few", "alien"]
     assert answer(fit(handful.ZeroShot(mini), draw), draw.tests["alien"]).shape == (len(part), 3)
+
+
+def test_what_is_tried_by_default_is_quick_and_can_choose(mini: handful.Backbone):
+    methods = sensible(mini)
+    assert list(methods)[:2] == ["zero-shot", "auto"]
+    assert not {"clip-adapter", "coop", "prolip", "taskres", "text-tuning"} & methods.keys()
+    assert {m.get_params().get("selection", "support") for m in methods.values()} == {"support"}
+    assert sensible(mini, ["cross-modal-probe"])["cross-modal-probe"].selection == "fixed"
 
 
 SELECTIONS = {

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "handful"
 FLOORS = (
-    ("errors", "files", "names", "progress", "types"),
+    ("errors", "files", "names", "progress", "summary", "types"),
     ("balance", "metrics", "model_card", "resume", "schedule"),
     ("backbones", "checkpoint", "data"),
     ("heads", "left_out", "search", "selection"),

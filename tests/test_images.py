@@ -191,7 +191,7 @@ def test_from_lists(two_classes: Path):
     assert handful.ImageSet.from_lists(paths, [1, 0], ["x", "y"]).labels.tolist() == [1, 0]
     with pytest.raises(handful.DataError, match="class_names"):
         handful.ImageSet.from_lists(paths, [1, 0])
-    with pytest.raises(handful.DataError, match="2 images and 1 labels"):
+    with pytest.raises(handful.DataError, match="2 images and 1 label, expected"):
         handful.ImageSet.from_lists(paths, ["a"])
 
 

@@ -66,6 +66,8 @@ def test_what_comes_and_goes_equals_a_fresh_fit(
         clf.decision_function(held_out), fresh.decision_function(held_out), rtol=1e-5, atol=1e-4
     )
     left, right = clf.info(), fresh.info()
+    found, expected = (facts.pop("calibration") or {} for facts in (left, right))
+    assert found == pytest.approx(expected, rel=1e-4)
     for facts in (left, right):
         facts.pop("saved"), facts.pop("notes"), facts["head"].pop("scale")
         for name in ("alpha", "beta", "lam", "rho", "names", "adapter", "probe", "ridge"):
@@ -179,7 +181,7 @@ def test_prediction_sets_come_again_after_a_change(mini: handful.Backbone, suppo
 
 
 def test_the_error_of_a_method_that_trains_names_those_that_do_not():
-    with pytest.raises(handful.ParameterError, match="training for auto, zero-shot, gda, .*meta-adapter"):
+    with pytest.raises(handful.ParameterError, match=r"training for auto, zero-shot, gda, .*meta-adapter"):
         fit(handful.LinearProbe()).remove_class("cat")
 
 
@@ -262,12 +264,10 @@ def test_the_commands(call, few_digits: Path, tmp_path: Path):
     assert code == 0
     assert text.count("share") == 2
     assert call("explain", out)[0] == 1
-    code, _, err = call("fit", few_digits / "train", "--shots", 2, "-p", "selection=val", "--out", out)
+    words = ["fit", few_digits / "train", "--shots", 2, "--method", "tip-adapter", "-p", "selection=val"]
+    code, _, err = call(*words, "--out", out)
     assert (code, "validation=" in err) == (1, True)
-    code, _, _ = call(
-        "fit", few_digits / "train", "--shots", 2, "-p", "selection=val", "--validation", few_digits / "test",
-        "--out", out,
-    )  # fmt: skip
+    code, _, _ = call(*words, "--validation", few_digits / "test", "--out", out)
     assert code == 0
 
 

@@ -57,7 +57,16 @@ def test_validation_and_meta_training(
     few_digits: Path, tmp_path: Path, call: Call, counted: tuple[Counter[str], Counter[str]]
 ):
     read, decoded = counted
-    words = ["fit", few_digits / "train", "-p", "selection=val", "--validation", few_digits / "test"]
+    words = [
+        "fit",
+        few_digits / "train",
+        "-p",
+        "selection=val",
+        "--method",
+        "tip-adapter",
+        "--validation",
+        few_digits / "test",
+    ]
     assert call(*words, "--out", tmp_path / "clf")[0] == 0
     assert len(read) == 160 and set(read.values()) == {1} and set(decoded.values()) == {1}
     read.clear(), decoded.clear()

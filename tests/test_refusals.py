@@ -89,7 +89,8 @@ def test_a_calibration_that_fails_leaves_the_fit(
         raise error
 
     monkeypatch.setattr(handful.TipAdapter, "calibrate", fail)
-    code, _, err = call("fit", two_classes, "--calibrate", "0.05", "--out", tmp_path / "m")
+    words = ["fit", two_classes, "--method", "tip-adapter", "--calibrate", "0.05"]
+    code, _, err = call(*words, "--out", tmp_path / "m")
     assert code == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert "holds the classifier as it was fitted, not calibrated" in err
     assert handful.load(tmp_path / "m").calibration_ is None

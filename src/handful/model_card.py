@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from handful.errors import counted
+from handful.summary import summary
 
 FEW_CLASSES, FEW_IMAGES = 50, 4
 LICENCES = (
@@ -160,8 +161,10 @@ def _chosen(facts: dict[str, Any]) -> str:
     by_class = "by class, as " if isinstance(templates, dict) else ""
     if isinstance(templates, dict):
         templates = [text for texts in templates.values() for text in texts]
+    words = summary(facts["selected"]) if isinstance(facts.get("selected"), dict) else {}
     return "\n".join([
         f"- selection `{selection}`: {CHOSEN.get(selection, 'not known to this version')}",
+        *(f"- {name}: {text}" for name, text in words.items()),
         f"- values: {_json(_rounded(facts['selected'])) if facts.get('selected') else 'none to choose'}",
         f"- parameters: {_json(facts['parameters'])}",
         f"- templates: {by_class}{', '.join(map(_code, templates[:FEW_IMAGES])) or 'none'}"

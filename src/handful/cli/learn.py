@@ -26,6 +26,7 @@ from handful.cli.common import (
 )
 from handful.errors import counted
 from handful.names import METHODS
+from handful.summary import summary
 
 if TYPE_CHECKING:
     from handful.backbones import Backbone
@@ -139,7 +140,8 @@ def _calibrate(
     try:
         clf.calibrate(support, false_alarm=rate, **given)
     except BaseException:
-        say(f"{out} holds the classifier as it was fitted, not calibrated.")
+        by_fit = ", not calibrated" if clf.calibration_ is None else ""
+        say(f"{out} holds the classifier as it was fitted{by_fit}.")
         raise
     clf.save(out)
 
@@ -162,6 +164,8 @@ def _print_fit(clf: FewShotClassifier, facts: dict[str, Any], seconds: float, as
         return
     least, most = facts["images_per_class"]
     facts["images_per_class"] = least if least == most else f"{least} to {most}"
+    if words := summary(clf.selected_):
+        facts = {key: value for key, value in facts.items() if key != "selected"} | words
     echo("\n".join(f"{k}: {plain(v)}" for k, v in facts.items()))
 
 

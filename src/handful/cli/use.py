@@ -18,6 +18,7 @@ from handful.cli.common import (
     echo_json,
     load_classifier,
 )
+from handful.summary import summary
 
 
 def explain(
@@ -80,7 +81,12 @@ def info(
     if as_json:
         echo_json(facts)
         return
+    known = facts.get("selected")
+    words = summary(known) if isinstance(known, dict) else {}
     for key, value in facts.items():
+        if key == "selected" and words:
+            echo("\n".join(f"{name}: {text}" for name, text in words.items()))
+            continue
         if key == "digests":  # of hundreds of images, and nothing for people to read
             value = {name: f"{len(some)} images" for name, some in value.items()}
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value

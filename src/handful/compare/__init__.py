@@ -34,10 +34,10 @@ TRIED = (
     "auto", "zero-shot", "linear-probe", "logistic-probe", "gda", "kernel-ridge", "tip-adapter",
     "tip-adapter-f", "meta-adapter",
 )  # fmt: skip
-"""Methods where none is named: of each kind the best that takes a second at most for a fold of 10 classes x
-16. Of the others `ape`, `linear-adapter`, `lp-plus-plus`, `ss-text` and `tda` are as quick; `ape-t`, `taskres`
-and `cross-modal-probe` take a second or two, `prolip` and `text-tuning` three to five, `clip-adapter` half a
-minute, and what trains inside a tower minutes."""
+"""Methods where none is named: of each kind the best that takes a second at most for a fold of 10 classes
+of 16 images. Of the others `ape`, `linear-adapter`, `lp-plus-plus`, `ss-text` and `tda` are as quick;
+`ape-t`, `taskres` and `cross-modal-probe` take a second or two, `prolip` and `text-tuning` three to five,
+`clip-adapter` half a minute, and what trains inside a tower minutes."""
 MOST_FOLDS = 16
 """Up to as many shots, one is held out at a time."""
 FITS = 12

@@ -150,8 +150,9 @@ class ImageSet:
         items, marks = tuple(map(settle, images)), list(labels)
         fixed = None if class_names is None else check_names(class_names)
         if len(items) != len(marks):
-            raise
-            DataError(f"Got {counted(len(items))} and {counted(len(marks), 'label')}, expected as many.")
+            raise DataError(
+                f"Got {counted(len(items))} and {counted(len(marks), 'label')}, expected as many."
+            )
         if marks and all(isinstance(mark, str) for mark in marks):
             words = [clean_name(str(mark)) for mark in marks]
             names = fixed or check_names(sorted(set(words)))

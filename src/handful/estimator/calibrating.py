@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -84,6 +84,11 @@ def of_fit(
         is_plain = is_plain and features.values.shape[1] == 1
     found = calibrate_by(held_out, task.labels, task.class_names, head, x, is_plain, balance)
     return found, () if is_plain else (of_views(True),)
+
+
+def is_of_views(notes: Sequence[str]) -> bool:
+    """Whether the notes of a fit say that it was calibrated on several views."""
+    return of_views(True) in notes
 
 
 def of_views(several: bool) -> str:

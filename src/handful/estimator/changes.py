@@ -213,7 +213,8 @@ def refitted(fitted: Fitted, now: Kept, learned: Learned, calibration: Calibrati
         scores=(), calibration=calibration, templates=_templates_of(fitted, now.names),
         given_weights=None, digests=seen.keep(now.digests, fitted.digests.get(seen.VALIDATION, ())),
     )  # fmt: skip
-    if fitted.calibration and calibration is None:
+    before = fitted.calibration
+    if before and (calibration is None or calibration.false_alarm != before.false_alarm):
         return fresh.noting("It was calibrated on another support set: call calibrate again.")
     return fresh
 

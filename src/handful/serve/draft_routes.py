@@ -173,7 +173,7 @@ def _add_images(app: FastAPI, access: _DraftAccess) -> None:
 def _add_answers(app: FastAPI, access: _DraftAccess) -> None:
     @app.post("/drafts/{draft}/predict", openapi_extra=takes_files("images", several=False, body=True))
     async def predict(request: Request, draft: str) -> dict[str, Any]:
-        """Classify an image, and say what decided: names and images, and which images spoke for the answer."""
+        """Classify an image, and say what decided: names, images, and which of these."""
         found, start = access.find(draft), time.perf_counter()
         [(_, feature), *others] = await access.features(request)
         if others:

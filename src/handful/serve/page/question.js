@@ -63,7 +63,7 @@ function showAnswer({ predictions, unknown, set, coverage, support, milliseconds
   at("facts").textContent = `${verdict}${likely(set, coverage)}Answered in ${time(milliseconds)}.`;
   showBars(top);
   at("decided").textContent = decided(why);
-  at("support-title").textContent = support.length ? `Images that spoke for ${top[0].class}` : noImage();
+  at("support-title").textContent = support.length ? `Images that spoke for ${top[0].class}` : noImage(why);
   at("support").replaceChildren(...support.map(supportImage));
   showCorrections(top.map((each) => each.class));
   at("answer").hidden = false;
@@ -87,10 +87,11 @@ function decided({ rival, names, images }) {
   return `Rather than ${rival}: ${what}.`;
 }
 
-const noImage = () =>
-  state.classes.some((each) => each.images.length)
-    ? "No image spoke for it: the names did"
-    : "The names alone decided: there is no image yet";
+function noImage({ rival, images }) {
+  if (images > 0) return `Images decided only by being unlike ${rival}`;
+  const some = state.classes.some((each) => each.images.length);
+  return some ? "No image spoke for it: the names did" : "The names alone decided: there is no image yet";
+}
 
 function showBars(top) {
   const bars = at("bars").children;

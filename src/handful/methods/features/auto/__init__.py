@@ -44,6 +44,8 @@ FOLDS, HELD_OUT, ENOUGH = 4, 20, 2000
 """Shots that are held out at most, one of every class at a time; of few classes as many as make 20 images,
 which is what it takes to call an image unknown at a false-alarm rate of .05; and images that are enough: two
 shots of 1,000 classes."""
+LOOKED_AT = 1000
+"""Images, about, that say how much each part of a fixed blend counts."""
 UNSURE = 0.01
 """Of the fixed blend is taken where all parts together say nothing of held-out images."""
 STRENGTH, IMAGES = 0.03, 1.0
@@ -60,10 +62,11 @@ class Auto(FewShotClassifier):
     - probe: `s x W^T`, class weights that stay near their names (`LinearProbe`);
     - ridge: kernel ridge regression of the one-hot labels (`exp(-(1 - u . v))`, lambda 0.1), centred.
 
-    Each is the minimum of its own problem. Their weights are found inside the support set: four times
-    (more often of fewer than five classes) one shot of every class is held out, exactly in closed form for the ridge and by fits on the rest for
-    the others, and `w >= 0` is at the minimum of the cross-entropy there plus what draws it to one fixed
-    blend. Probabilities are calibrated by that, and prediction sets come with it.
+    Each learns on its own; adapter and probe stop early. Their weights are found inside the support set: up
+    to four times (more often of few classes) one shot of every class is held out, exactly in closed form for
+    the ridge and by fits on the rest for the others, and `w >= 0` is at the minimum of the cross-entropy
+    there plus what draws it to one fixed blend. Probabilities are calibrated by that, and prediction sets
+    come with it.
 
     At one image of a class nothing can be held out. Two measures of the support set then decide between
     three fixed blends: what zero-shot knows of these images, and whether an adapter that is learned on one
@@ -127,16 +130,18 @@ class Auto(FewShotClassifier):
                 blend = torch.tensor(_at_one_shot(worth, together) if one else FIXED)
                 note = "One image of each class: the blend is a fixed one."
                 notes = (note,) if one and self.selection == "support" else ()
-                return Learned(_head(problem, parts, blend), "fixed", known | _named(blend), notes)
-            logits = left_out(problem, parts, ridge, folds, strength, advance)
-        return self._stacked(problem, parts, folds, logits, known)
+                some = problem.x[:: max(len(problem.x) // LOOKED_AT, 1)]
+                known |= _named(blend, parts.logits(some))
+                return Learned(_head(problem, parts, blend), "fixed", known, notes)
+            seen = left_out(problem, parts, ridge, folds, strength, advance)
+        return self._stacked(problem, parts, folds, seen, known)
 
     def _stacked(
-        self, problem: Problem, parts: Parts, folds: Tensor, logits: Tensor, known: dict[str, Any]
+        self, problem: Problem, parts: Parts, folds: Tensor, seen: Tensor, known: dict[str, Any]
     ) -> Learned:
-        """Weigh the parts by their logits `[4, N, C]` of images that they had not seen."""
+        """Weigh the parts by what they say of the held-out images, `[4, M, C]` as `left_out` gives it."""
         rows = (folds >= 0).nonzero()[:, 0]
-        seen, labels = logits[:, rows], problem.labels[rows]
+        labels = problem.labels[rows]
         weights = None if problem.weights is None else image_weights(labels).float()
         blend = stack(seen, labels, torch.tensor(FIXED), STRENGTH + IMAGES / len(rows), weights).weights
         if not blend.any():  # no part is better than chance: an order of the classes all the same
@@ -144,7 +149,7 @@ class Auto(FewShotClassifier):
         blended = torch.einsum("h,hnc->nc", blend, seen)
         right, zero = ((one.argmax(1) == labels).numpy() for one in (blended, seen[0]))
         gain = beside(right, zero, labels.numpy())
-        known |= _named(blend)
+        known |= _named(blend, seen)
         known["held_out"] = {
             "images": len(rows), "accuracy": round(gain.accuracy, 4), "zero_shot": round(gain.other, 4),
             "gain": round(gain.gain, 4), "gain_interval": [round(end, 4) for end in gain.gain_interval],
@@ -169,19 +174,17 @@ def held_out_folds(labels: Tensor) -> Tensor:
 def left_out(
     problem: Problem, parts: Parts, ridge: Ridge, folds: Tensor, strength: float, advance: Any
 ) -> Tensor:
-    """Give what the parts say of each held-out image by fits that have not seen its fold: `[4, N, C]`.
-
-    Rows of images that are never held out mean nothing.
-    """
-    logits = torch.zeros(len(NAMES), len(problem.x), len(problem.text))
-    logits[3] = ridge.left_out(folds)
+    """Give what the parts say of the M held-out images by fits that have not seen their fold: `[4, M, C]`."""
+    rows = (folds >= 0).nonzero()[:, 0]
+    logits = torch.empty(len(NAMES), len(rows), len(problem.text))
+    logits[3] = ridge.left_out(folds)[rows]
     for fold in range(int(folds.max()) + 1):
         out = folds == fold
         adapter, moved = learn_convex(problem.choose(~out), strength)
         others = Parts(
             problem.text, problem.scale, adapter, moved, parts.landmarks[:0], parts.coefficients[:0]
         )
-        logits[:3, out] = others.logits(problem.x[out])[:3]
+        logits[:3, out[rows]] = others.logits(problem.x[out])[:3]
         advance(1, note="without a shot of each class")
     return logits
 
@@ -193,15 +196,24 @@ def _at_one_shot(worth: float, together: bool) -> tuple[float, ...]:
     return ONE_SHOT if together else NAMES_ALONE
 
 
-def _named(weights: Tensor) -> dict[str, Any]:
-    return {"blend": {name: round(w, 4) for name, w in zip(NAMES, weights.tolist(), strict=True)}}
+def _named(weights: Tensor, logits: Tensor) -> dict[str, Any]:
+    """Write down the weights, and each part's share of how far logits `[4, N, C]` spread over classes.
+
+    Weights alone are of logits of different size.
+    """
+    spread = weights * (logits - logits.mean(2, keepdim=True)).square().mean((1, 2)).sqrt()
+    shares = spread / spread.sum().clamp(min=1e-12)
+    return {
+        key: {name: round(value, 4) for name, value in zip(NAMES, values.tolist(), strict=True)}
+        for key, values in (("blend", weights), ("shares", shares))
+    }
 
 
 def _head(problem: Problem, parts: Parts, weights: Tensor) -> BlendHead:
     """Put together what stays."""
     return BlendHead(
-        problem.text, parts.adapter, parts.moved, parts.coefficients, problem.x, problem.labels,
-        problem.scale, tuple(weights.tolist()),
+        problem.text, parts.adapter.contiguous(), parts.moved, parts.coefficients.contiguous(), problem.x,
+        problem.labels, problem.scale, tuple(weights.tolist()),
     )  # fmt: skip
 
 

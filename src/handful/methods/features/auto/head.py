@@ -77,7 +77,7 @@ class BlendHead(Head):
         return super().traceable()
 
     def margin(self, x: Tensor, answer: int, rival: int) -> tuple[Tensor, Tensor]:
-        """See `Head.margin`. An image speaks by how much nearer it is than the mean image; see `_by_images`."""
+        """See `Head.margin`. An image speaks by how much nearer it is than the mean (`_by_images`)."""
         x, (names, adapter, probe, ridge) = F.normalize(x, dim=-1), self.blend
         between = self.class_weights[answer] - self.class_weights[rival]  # [E]
         length = (x + x @ self.adapter).norm().clamp(min=1e-12)
@@ -114,7 +114,7 @@ class BlendHead(Head):
 
     @cached_property
     def _of_adapter(self) -> Tensor:
-        """What the adapter learned of each image, `[N, E]`: between names, M is `keys^T _of_adapter`, nearly."""
+        """What the adapter learned of each image, `[N, E]`: M is `keys^T _of_adapter`, nearly."""
         moved = self.keys + self.keys @ self.adapter
         length = moved.norm(dim=1, keepdim=True).clamp(min=1e-12)
         unit = moved / length
