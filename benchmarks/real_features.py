@@ -49,7 +49,8 @@ from handful.methods import read_value
 from handful.metrics import calibration_error, per_class_accuracy
 
 METHODS = (
-    "zero-shot", "auto", "auto:selection=fixed", "linear-probe", "linear-probe:selection=support",
+    "zero-shot", "auto", "auto:selection=fixed", "linear-probe", "linear-probe:tolerance=0.0001",
+    "linear-probe:selection=support",
     "linear-probe:solver=published", "linear-probe:solver=published,strength=0", "logistic-probe", "gda",
     "kernel-ridge", "ss-text", "tip-adapter", "tip-adapter:selection=support", "tip-adapter-f",
     "tip-adapter-f:selection=support", "ape", "ape:selection=support", "ape-t", "linear-adapter", "taskres",
@@ -64,7 +65,7 @@ TINY_CLASSES = 40
 LEAST, MOST_POOL, MOST_TEST = 20, 32, 40
 """Images of a class of `mini`'s data sets: in all at least, to draw from, and to ask for at most."""
 COVERAGE = 0.9
-KEPT = ("blend", "names", "moves_together", "held_out")
+KEPT = ("blend", "shares", "names", "moves_together", "held_out")
 """What `auto` found, for a line."""
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

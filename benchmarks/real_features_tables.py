@@ -16,6 +16,7 @@ TITLES = {
     "linear-probe:selection=support": "linear-probe, support",
     "linear-probe:solver=published": "linear-probe, CLAP as published",
     "linear-probe:solver=published,strength=0": "linear-probe, ZS-LP as published",
+    "linear-probe:tolerance=0.0001": "linear-probe, at its minimum",
     "tip-adapter:selection=support": "tip-adapter, support",
     "tip-adapter-f:selection=support": "tip-adapter-f, support",
     "ape:selection=support": "ape, support",
@@ -159,6 +160,8 @@ class Grid:
         shots = [one for one in self.shots if name in self.sets_at(one)]
         yield from head("method", *(str(one) for one in shots), "seconds")
         for method in methods:
+            if not any((method, name, one) in self.rows for one in shots):
+                continue
             cells, seconds = [], []
             for one in shots:
                 found = [100 * row["accuracy"] for row in self.rows.get((method, name, one), ())]
