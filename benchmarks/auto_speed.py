@@ -64,7 +64,9 @@ def fit(name: str, classes: int, shots: int) -> dict[str, float]:
 def in_child(name: str, classes: int, shots: int) -> dict[str, float]:
     """Fit in a new process."""
     words = ["--child", name, "--classes", str(classes), "--shots", str(shots)]
-    done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, *words], check=True, capture_output=True, encoding="utf-8"
+    )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
