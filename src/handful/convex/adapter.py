@@ -7,11 +7,7 @@ from torch import Tensor
 
 from handful.convex.basis import principal
 from handful.convex.descent import minimize
-
-ROWS = 2048
-"""Images whose logits are looked at together, so that they stay in the processor's cache."""
-TINY = 1e-30
-"""Least curvature."""
+from handful.convex.softmax import ROWS, TINY, cross_entropy, shares
 
 
 def adapt(
@@ -83,7 +79,7 @@ def adapted(
     span = torch.eye(text.shape[1]) if span is None else span
     basis = principal(x)
     images, pull = x @ basis, strength * (scale / 100) ** 2  # [N, P]
-    share = torch.full_like(x[:, 0], 1 / len(x)) if weights is None else weights.to(x.dtype) / len(x)
+    share = shares(x, weights)
     told = features @ text.T  # [N, C]
     square = features.square().sum(1, keepdim=True).clamp(min=1e-24)
     chances = (scale * told * square.rsqrt()).softmax(1)
@@ -105,10 +101,8 @@ def adapted(
             squared = square[rows] + ((2 * own + step) * step).sum(1, keepdim=True)
             length = squared.clamp(min=1e-24).sqrt()
             logits = (told[rows] + step @ names.T).mul_(scale / length)
-            logs = logits.log_softmax(1)
-            loss = loss - (weight * logs.gather(1, truth[:, None])[:, 0]).sum()
-            wrong = logs.exp_()
-            wrong[torch.arange(len(truth)), truth] -= 1
+            part_loss, wrong = cross_entropy(logits, truth, weight)
+            loss = loss + part_loss
             along = (wrong * logits).sum(1, keepdim=True) / squared.clamp(min=1e-24)
             back = (scale / length) * (wrong @ names) - along * (own + step)
             gradient.addmm_(part.T, weight[:, None] * back)

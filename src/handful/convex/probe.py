@@ -8,14 +8,11 @@ from torch import Tensor
 from handful.balance import effective_number
 from handful.convex.basis import principal
 from handful.convex.descent import minimize
+from handful.convex.softmax import ROWS, TINY, cross_entropy, shares
 
-ROWS = 2048
-"""Images whose logits are looked at together, so that they stay in the processor's cache."""
 TOLERANCE = 1e-3
 """Share of the gradient that is left, by its length in units of the curvature: the loss is then within about
 its square of the lowest, relative to what there was to gain."""
-TINY = 1e-30
-"""Least curvature: where each image is sure and no anchor pulls."""
 
 
 def probe(
@@ -63,26 +60,26 @@ def probe(
     """
     basis = principal(x)
     rotated, names = scale * x @ basis, text @ basis  # [N, R], [C, R]
-    share = torch.full_like(x[:, 0], 1 / len(x)) if weights is None else weights.to(x.dtype) / len(x)
+    share = shares(x, weights)
     pull = (anchors / len(text))[:, None]
 
     def evaluate(moved: Tensor) -> tuple[Tensor, Tensor]:
         loss, gradient = (pull * moved.square()).sum(), 2 * pull * moved
         own = names + moved
-        for rows in torch.arange(len(x)).split(ROWS):
-            part, truth, weight = rotated[rows[0] : rows[-1] + 1], labels[rows], share[rows]
-            logs = (part @ own.T).log_softmax(1)
-            loss = loss - (weight * logs.gather(1, truth[:, None])[:, 0]).sum()
-            wrong = logs.exp_()
-            wrong[torch.arange(len(rows)), truth] -= 1
+        for first in range(0, len(x), ROWS):
+            rows = slice(first, first + ROWS)
+            part, weight = rotated[rows], share[rows]
+            part_loss, wrong = cross_entropy(part @ own.T, labels[rows], weight)
+            loss = loss + part_loss
             gradient.addmm_(wrong.mul_(weight[:, None]).T, part)
         return loss, gradient
 
     def curvature(own: Tensor) -> Tensor:
         """The diagonal of the second derivatives, the mean over classes, `[R]`."""
         found = (2 * pull).mean() + torch.zeros_like(rotated[0])
-        for rows in torch.arange(len(x)).split(ROWS):
-            part = rotated[rows[0] : rows[-1] + 1]
+        for first in range(0, len(x), ROWS):
+            rows = slice(first, first + ROWS)
+            part = rotated[rows]
             unsure = 1 - (part @ own.T).softmax(1).square().sum(1)
             found += (share[rows] * unsure / len(text)) @ part.square()
         return found

@@ -195,7 +195,7 @@ class FewShotClassifier(Answering):
         task = changes.task_of(fitted, now, self.find_backbone(needed=False))
         learned = twin.relearn(task, fitted)
         keeping.checked(learned.head, self, now.names)
-        is_plain = calibrating.of_views(True) not in fitted.notes
+        is_plain = not calibrating.is_of_views(fitted.notes)
         calibration, more = calibrating.of_fit(
             learned.held_out, task, learned.head, is_plain, twin.balances()
         )

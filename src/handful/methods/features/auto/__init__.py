@@ -222,6 +222,6 @@ def names_alone(task: Task) -> BlendHead:
     text = task.class_weights
     nothing, width = torch.zeros_like(text), text.shape[1]
     return BlendHead(
-        text, text.new_zeros(width, width), nothing, nothing[:0, :0].reshape(0, len(text)), text[:0],
+        text, text.new_zeros(width, width), nothing, text.new_zeros(0, len(text)), text[:0],
         torch.zeros(0, dtype=torch.int64), task.scale, (1.0, 0.0, 0.0, 0.0),
     )  # fmt: skip

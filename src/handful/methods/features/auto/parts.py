@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from handful.cache import affinity
 from handful.convex.adapter import adapt
 from handful.convex.probe import class_confidence, default_strength, probe
 from handful.left_out.ridge import LinearSystem
@@ -82,7 +82,7 @@ class Parts:
 
 def near(x: Tensor, landmarks: Tensor) -> Tensor:
     """The kernel `exp(-beta (1 - u . v))` of unit vectors, `[N, m]`."""
-    return torch.exp(-BETA * (1 - x @ landmarks.T))
+    return affinity(x @ landmarks.T, BETA)
 
 
 def landmark_rows(labels: Tensor, most: int) -> Tensor:
@@ -132,11 +132,12 @@ class Ridge:
 def learn_convex(problem: Problem, adapter_strength: float) -> tuple[Tensor, Tensor]:
     """Learn the adapter M `[E, E]` and the linear probe's `W - T` `[C, E]`."""
     x, labels, text, scale = problem.x, problem.labels, problem.text, problem.scale
-    limits: dict[str, Any] = {"tolerance": TOLERANCE}
-    adapter = adapt(x, labels, text, scale, adapter_strength, problem.weights, steps=STEPS, **limits)
+    adapter = adapt(
+        x, labels, text, scale, adapter_strength, problem.weights, steps=STEPS, tolerance=TOLERANCE
+    )
     confidence = class_confidence(scale * x @ text.T, labels)
     anchors = default_strength(labels, scale) * confidence
-    moved, _ = probe(x, labels, text, scale, anchors, problem.weights, most=STEPS, **limits)
+    moved, _ = probe(x, labels, text, scale, anchors, problem.weights, most=STEPS, tolerance=TOLERANCE)
     return adapter, moved - text
 
 
